@@ -1,0 +1,1 @@
+"""cutjax: pruning as a JAX transformation."""
