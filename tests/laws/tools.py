@@ -1,0 +1,139 @@
+"""What the laws share: running, random keeps, where channels sit, comparing."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from nets import Net, path_of
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiling takes longer than running here."""
+
+
+def attempt(fn: Any, *args: Any, **kw: Any) -> Any:
+    """Calls the function under test; what it raises is a broken law, not a crash."""
+    try:
+        return fn(*args, **kw)
+    except AssertionError:
+        raise
+    except Exception as error:
+        name = getattr(fn, "__name__", fn)
+        raise AssertionError(
+            f"{name} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def run(fn: Any, *args: Any) -> Any:
+    return attempt(jax.jit(fn, compiler_options=QUICK), *args)
+
+
+@functools.cache
+def run_full(net: Net) -> Any:
+    return run(net.apply, net.params, *net.inputs)
+
+
+@functools.cache
+def _graph(trace: Any, net: Net) -> Any:
+    return attempt(trace, net.apply, net.params, *net.inputs)
+
+
+def graph_of(cj: Any, net: Net) -> Any:
+    return _graph(cj.trace, net)
+
+
+def free(graph: Any) -> list[Any]:
+    return [group for group in graph.groups if group.pinned is None]
+
+
+def random_keep(graph: Any, seed: int, least: int = 1, exact: bool = True) -> Any:
+    """Cuts some of nearly every free group; if not `exact`, of none with a note."""
+    rng = np.random.default_rng(seed)
+    keep = {}
+    for group in free(graph):
+        if (group.notes and not exact) or group.size <= least or rng.random() < 0.1:
+            continue
+        kept = np.zeros(group.size, bool)
+        count = rng.integers(least, group.size)
+        kept[rng.permutation(group.size)[:count]] = True
+        keep[group.name] = kept
+    return keep
+
+
+def indices(cj: Any, net: Net, keep: Any) -> Any:
+    """Per leaf, the flat positions that a cut keeps: the cut of an index tensor."""
+    index = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape), net.params)
+    cut = attempt(cj.cut_params, index, graph_of(cj, net), keep)
+    return jax.tree.map(np.asarray, cut)
+
+
+def kept_positions(cj: Any, net: Net, keep: Any) -> Any:
+    """The function `kept(path, axis)` that `Net.narrow` reads its widths from."""
+    cut = dict(leaves_of(indices(cj, net, keep)))
+    shapes = {path: leaf.shape for path, leaf in leaves_of(net.params)}
+
+    def kept(path: str, axis: int) -> np.ndarray:
+        return np.unique(np.unravel_index(cut[path], shapes[path])[axis])
+
+    return kept
+
+
+def leaves_of(tree: Any) -> list[tuple[str, Any]]:
+    return [(path_of(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+@functools.cache
+def _positions(cut_params: Any, trace: Any, net: Net, name: str) -> Any:
+    """Per (leaf number, axis) of a group: where its channels sit, [channel, copies]."""
+    graph = _graph(trace, net)
+    index = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape), net.params)
+    shapes = [x.shape for x in jax.tree.leaves(net.params)]
+    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    for channel in np.eye(graph[name].size, dtype=bool):
+        cut = attempt(cut_params, index, graph, {name: channel})
+        for number, (leaf, shape) in enumerate(
+            zip(jax.tree.leaves(cut), shapes, strict=True)
+        ):
+            where = np.unravel_index(np.asarray(leaf), shape)
+            for axis in range(len(shape)):
+                if leaf.shape[axis] != shape[axis]:
+                    there = found.setdefault((number, axis), [])
+                    there.append(np.unique(where[axis]))
+    return {key: np.stack(rows) for key, rows in found.items()}
+
+
+def positions(cj: Any, net: Net, name: str) -> Any:
+    return _positions(cj.cut_params, cj.trace, net, name)
+
+
+def close(got: Any, want: Any, rel: float = 1e-5) -> None:
+    """Same structure and shapes; differences below `rel` of the largest value."""
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+    assert len(got) == len(want), f"{len(got)} arrays, expected {len(want)}"
+    for a, b in zip(got, want, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape, f"shape {a.shape}, expected {b.shape}"
+        assert np.isfinite(b).all(), "the oracle is not finite"
+        if a.size:
+            worst = np.abs(a - b).max() / max(np.abs(b).max(), 1e-3)
+            assert worst <= rel, f"differs by {worst:.1e} of the largest value"
+
+
+def answers(out: Any) -> dict[str, Any]:
+    return out if isinstance(out, dict) else {"output": out}
+
+
+def uneven(out: Any) -> jax.Array:
+    """A fixed, curved scalar that weighs every output differently."""
+    total = jnp.zeros(())
+    for y in jax.tree.leaves(out):
+        weights = jnp.sin(1.0 + jnp.arange(y.size, dtype=y.dtype))
+        total = total + (jnp.tanh(y.ravel() / 2) * weights).sum()
+    return total
+
+
+def count(params: Any) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

@@ -1,0 +1,132 @@
+"""Every law on every specimen net (design, section 11)."""
+
+import laws
+import pytest
+from laws import CJ
+from nets import NETS
+from saboteurs import PRIMES
+
+BN_NETS = ("vgg", "resnet18", "preact_resnet", "option_a", "mobilenet", "resnext")
+TRAINED = (*BN_NETS, "densenet", "inception", "shuffle_once", "dropout_batchnorm")
+STATISTIC = (
+    *("groupnorm", "mixer", "swiglu", "channel_mean", "vit_linen", "vit_fused"),
+    *("vit_split", "decoder", "primes"),
+)
+
+every = pytest.mark.parametrize("name", NETS)
+
+
+@every
+def test_groups_are_those_found_on_paper(name: str) -> None:
+    laws.check_groups(CJ, NETS[name]())
+
+
+@every
+def test_members_are_what_a_cut_touches(name: str) -> None:
+    laws.check_members(CJ, NETS[name]())
+
+
+@every
+@pytest.mark.parametrize("how", ["jit", "remat", "shapes", "order", "vmap"])
+def test_graph_is_the_same(name: str, how: str) -> None:
+    laws.check_graph_stable(CJ, NETS[name](), how)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@every
+def test_shrink_equals_mask(name: str, seed: int) -> None:
+    laws.check_shrink_equals_mask(CJ, NETS[name](), seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", STATISTIC)
+def test_shrink_equals_narrow(name: str, seed: int) -> None:
+    laws.check_shrink_equals_narrow(CJ, NETS[name](), seed)
+
+
+def test_every_statistic_has_an_oracle() -> None:
+    assert set(STATISTIC) == {name for name in NETS if not NETS[name]().exact}
+    assert set(TRAINED) <= {name for name in NETS if NETS[name]().train_apply}
+
+
+@every
+def test_mask_is_zero_where_the_cut_removes(name: str) -> None:
+    laws.check_mask(CJ, NETS[name](), 3)
+
+
+@every
+def test_full_keep_changes_nothing(name: str) -> None:
+    laws.check_full_keep(CJ, NETS[name]())
+
+
+@every
+def test_permutation_changes_nothing(name: str) -> None:
+    if not NETS[name]().permutable:
+        pytest.skip("a constant inside tells the channels apart")
+    laws.check_permutation(CJ, NETS[name](), 4)
+
+
+@every
+def test_cut_for_a_task(name: str) -> None:
+    laws.check_tasks(CJ, NETS[name](), 5)
+
+
+@every
+def test_gates(name: str) -> None:
+    laws.check_gates(CJ, NETS[name](), 6)
+
+
+@every
+def test_gate_gradient_is_the_finite_difference(name: str) -> None:
+    if not NETS[name]().true_derivative:
+        pytest.skip("the activation's derivative is not its slope")
+    laws.check_gate_gradient(CJ, NETS[name](), 7)
+
+
+@every
+def test_gate_gradient_is_that_of_the_readers(name: str) -> None:
+    if not (NETS[name]().by_weights and NETS[name]().exact):
+        pytest.skip("read by something else than a kernel's axis -2")
+    laws.check_gate_scale(CJ, NETS[name]())
+
+
+@every
+@pytest.mark.parametrize("seed", [None, 8, 9])
+def test_cost_is_what_is_counted(name: str, seed: int | None) -> None:
+    laws.check_cost(CJ, NETS[name](), seed)
+
+
+@pytest.mark.parametrize("name", ["mlp_tasks", "resnet18", "decoder", "scanned"])
+def test_two_batches_compile_once(name: str) -> None:
+    laws.check_compiles_once(CJ, NETS[name](), 10)
+
+
+@every
+def test_another_batch_size(name: str) -> None:
+    laws.check_other_batch(CJ, NETS[name](), 11)
+
+
+@every
+def test_gradient_of_the_small_function(name: str) -> None:
+    if not NETS[name]().reverse:
+        pytest.skip("a while loop has no reverse mode")
+    laws.check_grad(CJ, NETS[name](), 12)
+
+
+@every
+def test_vmap_of_the_small_function(name: str) -> None:
+    laws.check_vmap(CJ, NETS[name](), 13)
+
+
+@every
+def test_second_cut(name: str) -> None:
+    laws.check_second_cut(CJ, NETS[name](), 14)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_train_mode(name: str) -> None:
+    laws.check_train(CJ, NETS[name](), 15)
+
+
+def test_compiled_program_holds_no_full_size() -> None:
+    laws.check_program(CJ, NETS["primes"](), PRIMES)
