@@ -1,1 +1,17 @@
-"""cutjax: pruning as a JAX transformation."""
+"""cutjax: pruning as a JAX transformation.
+
+`trace` finds the channel groups of any function, `saliency` scores them per task,
+`plan` solves for a budget, `cut` returns the smaller function and its parameters.
+"""
+
+from cutjax.graph import Graph as Graph, Group as Group
+from cutjax.cost import Cost as Cost
+from cutjax.dims import Keep as Keep
+from cutjax.shrink import (
+    cut as cut,
+    cut_params as cut_params,
+    mask as mask,
+    select as select,
+    shrink as shrink,
+)
+from cutjax.trace import trace as trace

@@ -1,0 +1,11 @@
+"""Rules of primitives, in families; importing this package fills the table."""
+
+from cutjax.rules import (
+    contraction as contraction,
+    control as control,
+    elementwise as elementwise,
+    indexing as indexing,
+    movement as movement,
+    reduction as reduction,
+)
+from cutjax.rules.base import RULES as RULES

@@ -1,0 +1,78 @@
+"""Every difference between JAX versions, and every private import of JAX."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.extend.core.primitives as primitives
+import jax.numpy as jnp
+from jax._src import source_info_util as _source
+from jax.extend.core import Literal as Literal
+
+
+def primitive(name: str) -> Any:
+    """The primitive `name` of `jax.extend` or `jax.lax`; None where JAX has none."""
+    return getattr(primitives, name, None) or getattr(jax.lax, name, None)
+
+
+def _key_primitives() -> tuple[Any, Any]:
+    # Their home moved between versions; a traced call shows them wherever they live.
+    raw = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    both = jax.make_jaxpr(lambda k: jax.random.key_data(jax.random.wrap_key_data(k)))
+    wrap, unwrap = (e.primitive for e in both(raw).eqns)
+    return wrap, unwrap
+
+
+random_wrap_p, random_unwrap_p = _key_primitives()
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A closed or open jaxpr as (open jaxpr, values of its constants).
+
+    Until 0.10 a closed jaxpr wraps an open one; from 0.11 they are one class.
+    """
+    consts = getattr(jaxpr, "consts", None) or ()
+    return getattr(jaxpr, "jaxpr", jaxpr), consts
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many leading inputs of a `scan` are constants, and how many are carried.
+
+    From 0.12 the numbers are the lengths of the parts of `ft_in`.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(tuple(consts)), len(tuple(carry))
+
+
+# Frames of these are how a model is built, not where its author wrote it.
+_FRAMEWORKS = tuple(
+    f"{os.sep}{name}{os.sep}" for name in ("flax", "haiku", "equinox", "optax", "cutjax")
+)
+
+
+def user_line(source_info: Any) -> str | None:
+    """The user's line, `file.py:12 (function)`, behind an equation, or None."""
+    frames = list(_source.user_frames(source_info.traceback))
+    own = [f for f in frames if not any(n in f.file_name for n in _FRAMEWORKS)]
+    for frame in own or frames:
+        return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+    return None
+
+
+@contextmanager
+def scope_of(eqn: Any) -> Iterator[None]:
+    """A context that keeps an equation's named scope, source line and settings."""
+    info = eqn.source_info
+    stack = _source.current_name_stack() + info.name_stack
+    with _source.user_context(info.traceback, name_stack=stack), eqn.ctx.manager:
+        yield
+
+
+def bind(eqn: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """Evaluate one equation on values, with other parameters."""
+    out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
+    return list(out) if eqn.primitive.multiple_results else [out]

@@ -1,0 +1,50 @@
+"""Parameters, multiply-adds and bytes as exact functions of the kept widths."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from cutjax.dims import Axis, count
+
+
+class Cost(NamedTuple):
+    """What a model costs for one call of the traced batch.
+
+    `flops`: multiply-adds of contractions, each counted as two. `bytes`: of the
+    parameters. `trunk_params`: of the parameters that serve several tasks of the parent.
+    """
+
+    params: int
+    flops: int
+    bytes: int
+    trunk_params: int
+
+
+class Term(NamedTuple):
+    """Multiply-adds of one contraction: twice `times` times the product of its axes."""
+
+    times: int
+    axes: tuple[Axis, ...]
+    tasks: tuple[str, ...]
+
+
+def cost_of(
+    graph: Any, widths: Mapping[str, int], tasks: tuple[str, ...] | None
+) -> Cost:
+    """The cost of a graph at these widths, of these tasks alone or of all there is."""
+    params = trunk = size = 0
+    shared = len(graph.tasks) > 1
+    for path, axes in graph.axes.items():
+        reach = graph.reach[path]
+        if tasks is not None and not set(reach) & set(tasks):
+            continue
+        n = math.prod(count(axis, widths) for axis in axes)
+        params += n
+        size += n * graph.shapes[path].dtype.itemsize
+        trunk += n if len(reach) > 1 or not shared else 0
+    flops = sum(
+        2 * term.times * math.prod(count(axis, widths) for axis in term.axes)
+        for term in graph.terms
+        if set(term.tasks) & set(graph.tasks if tasks is None else tasks)
+    )
+    return Cost(params, flops, size, trunk)

@@ -1,0 +1,132 @@
+"""Axes as values: how the channels of groups sit in the axis of an array.
+
+An axis is a `Leaf` (the channels of one group), `Fixed` (nothing of it may go), a
+`Product` (axes merged by a reshape, row-major: heads x head width) or a `Concat`
+(axes laid end to end: the features of a DenseNet). A keep, one boolean vector per
+group, decides for every axis which of its positions stay.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """The channels of the group `name`."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Positions that always stay; `reason` says why, if there is one to tell."""
+
+    size: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Product:
+    """Axes merged in row-major order: the last part varies fastest."""
+
+    parts: tuple["Axis", ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return math.prod(part.size for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Axes laid end to end."""
+
+    parts: tuple["Axis", ...]
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return sum(part.size for part in self.parts)
+
+
+Axis: TypeAlias = Leaf | Fixed | Product | Concat
+Keep: TypeAlias = Mapping[str, Bool[np.ndarray, "_"]]
+
+
+def leaves(axis: Axis) -> Iterator[Leaf]:
+    """The groups in an axis, in order of position."""
+    match axis:
+        case Leaf():
+            yield axis
+        case Product(parts) | Concat(parts):
+            for part in parts:
+                yield from leaves(part)
+        case Fixed():
+            return
+
+
+def fold(axis: Axis, leaf: Callable[[str, int], Any], fixed: Callable[[int], Any]):
+    """A vector over the positions of `axis` from one vector per group.
+
+    Args:
+        axis: the layout.
+        leaf: from a group's name and size to its vector [size].
+        fixed: from a size to the vector of a part that belongs to no group.
+
+    Returns:
+        A vector [axis.size]; a product multiplies the vectors of its parts.
+    """
+    match axis:
+        case Leaf(name, size):
+            return leaf(name, size)
+        case Fixed(size):
+            return fixed(size)
+        case Concat(parts):
+            values = [fold(part, leaf, fixed) for part in parts]
+            xp = np if all(isinstance(v, np.ndarray) for v in values) else _jnp()
+            return xp.concatenate(values)
+        case Product(parts):
+            out, *rest = [fold(part, leaf, fixed) for part in parts]
+            for value in rest:
+                out = (out[:, None] * value[None, :]).reshape(-1)
+            return out
+
+
+def _jnp():
+    import jax.numpy as jnp
+
+    return jnp
+
+
+def kept(axis: Axis, keep: Keep) -> Bool[np.ndarray, "_"]:
+    """Which positions of `axis` stay under `keep`.
+
+    Example:
+        >>> axis = Product((Leaf("heads", 2), Leaf("width", 2)))
+        >>> kept(axis, {"heads": np.array([True, False])}).tolist()
+        [True, True, False, False]
+    """
+
+    def leaf(name: str, size: int):
+        return np.asarray(keep[name], bool) if name in keep else np.ones(size, bool)
+
+    return fold(axis, leaf, lambda size: np.ones(size, bool))
+
+
+def count(axis: Axis, widths: Mapping[str, int]) -> int:
+    """How many positions stay when each group keeps so many channels."""
+    match axis:
+        case Leaf(name, size):
+            return widths.get(name, size)
+        case Fixed(size):
+            return size
+        case Product(parts):
+            return math.prod(count(part, widths) for part in parts)
+        case Concat(parts):
+            return sum(count(part, widths) for part in parts)

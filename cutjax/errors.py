@@ -1,0 +1,39 @@
+"""Errors that say what is wrong, where, and the call that would work."""
+
+
+class CutjaxError(ValueError):
+    """Base of all errors that cutjax raises about its input."""
+
+
+class TraceError(CutjaxError):
+    """A function does something whose effect on channels is not known."""
+
+
+class KeepError(CutjaxError):
+    """A keep does not fit the graph: names, sizes, pinned groups, empty groups."""
+
+
+class MismatchError(CutjaxError):
+    """Parameters (or inputs) do not match what the graph or function was traced with."""
+
+
+class BudgetError(CutjaxError):
+    """A budget that cannot be met; the message says the least that can."""
+
+
+class DataError(CutjaxError):
+    """Data is missing, empty, or holds NaN."""
+
+
+class CheckpointError(CutjaxError):
+    """A checkpoint is missing, corrupt, foreign, or made by another model."""
+
+
+def suggest(name: str, known) -> str:
+    """The known names nearest to a wrong one, for the end of an error message."""
+    import difflib
+
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    some = near or known[:5]
+    return ("nearest: " if near else "known: ") + ", ".join(map(repr, some))

@@ -1,0 +1,144 @@
+"""What `trace` found: groups of channels, their axes, the tasks they serve, their cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cutjax import show
+from cutjax.cost import Cost, Term, cost_of
+from cutjax.dims import Axis, Keep
+from cutjax.errors import KeepError, suggest
+
+
+class Member(NamedTuple):
+    """One place of a group: axis `axis` of the parameter `path`, laid out as `layout`."""
+
+    path: str
+    axis: int
+    layout: Axis
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that live and die together.
+
+    `name` is `path:axis` of the weight that makes them. `pinned` says why nothing of it
+    may be cut (None: it may). `tasks` are those that it reaches. `ties` are the lines
+    of the user's code that couple the members.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    pinned: str | None = None
+    tasks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The groups of a function, and all that is needed to cut it.
+
+    `axes` gives the layout of every axis of every parameter, by path. `shapes` are
+    those of the full parameters, `treedef` their structure, `reach` the tasks that each
+    one serves. `terms` are the multiply-adds as functions of the widths.
+    """
+
+    groups: tuple[Group, ...]
+    tasks: tuple[str, ...]
+    axes: Mapping[str, tuple[Axis, ...]]
+    shapes: Mapping[str, Any]
+    treedef: Any
+    reach: Mapping[str, tuple[str, ...]]
+    terms: tuple[Term, ...]
+    inputs: tuple[str, ...] = ()
+    on_unknown: str = "raise"
+    _index: Mapping[str, Group] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_index", {g.name: g for g in self.groups})
+
+    def __getitem__(self, name: str) -> Group:
+        """The group of this name."""
+        if name not in self._index:
+            raise KeepError(f"no group {name!r}; {suggest(name, self._index)}")
+        return self._index[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __str__(self) -> str:
+        return show.table(self)
+
+    __repr__ = __str__
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        """The groups that may be cut."""
+        return tuple(g for g in self.groups if g.pinned is None)
+
+    def cost(self, keep: Keep | None = None, tasks: tuple[str, ...] | None = None) -> Cost:
+        """Parameters, multiply-adds (counted as two) and bytes that are left.
+
+        Args:
+            keep: the kept channels; all, if not given.
+            tasks: count only what these tasks need; all leaves, if not given.
+
+        Returns:
+            The cost; an exact polynomial in the kept widths, nothing is traced again.
+
+        Raises:
+            KeepError: `keep` does not fit the graph, or a task is unknown.
+        """
+        self.check_keep(keep or {})
+        widths = {name: int(np.sum(mask)) for name, mask in (keep or {}).items()}
+        chosen = None if tasks is None else self.check_tasks(tasks)
+        return cost_of(self, widths, chosen)
+
+    def explain(self, name: str) -> str:
+        """Why channels are coupled or pinned, with the lines of code that say so.
+
+        Args:
+            name: a group, or a parameter path (any unique ending of one).
+
+        Returns:
+            Plain text.
+        """
+        return show.explain(self, name)
+
+    def check_tasks(self, tasks: Any) -> tuple[str, ...]:
+        """The chosen tasks as a tuple; all of them for None.
+
+        Raises:
+            KeepError: a task is unknown, or none is chosen.
+        """
+        if tasks is None:
+            return self.tasks
+        chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        for task in chosen:
+            if task not in self.tasks:
+                raise KeepError(f"no task {task!r}; {suggest(task, self.tasks)}")
+        if not chosen:
+            raise KeepError(f"no task chosen; the function answers {list(self.tasks)}")
+        return chosen
+
+    def check_keep(self, keep: Keep) -> None:
+        """Check that a keep fits.
+
+        Raises:
+            KeepError: unknown group, wrong length, pinned group cut, nothing kept.
+        """
+        for name, mask in keep.items():
+            group, mask = self[name], np.asarray(mask)
+            if mask.shape != (group.size,) or mask.dtype != bool:
+                raise KeepError(
+                    f"keep[{name!r}] is {mask.dtype}{list(mask.shape)}, "
+                    f"not bool[{group.size}]"
+                )
+            if group.pinned is not None and not mask.all():
+                raise KeepError(f"{name!r} is pinned: {group.pinned}")
+            if not mask.any():
+                raise KeepError(f"keep[{name!r}] keeps no channel; keep one at least")

@@ -1,0 +1,46 @@
+"""Which leaves of a pytree mirror parameters: state, momenta, averages, new statistics.
+
+A leaf mirrors a parameter when its key path ends with the parameter's path (or with
+what is left of it below its collection, such as `params`), and the shapes agree.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path as `params/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by path name, in order."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def mirrored(name: str, shape: tuple[int, ...], shapes: Mapping[str, Any]) -> str | None:
+    """The parameter that the leaf `name` of another pytree mirrors, or None.
+
+    Args:
+        name: path name of the leaf.
+        shape: its shape.
+        shapes: path name of each parameter -> its shape.
+
+    Example:
+        >>> mirrored("0/mu/conv/kernel", (3, 4), {"params/conv/kernel": (3, 4)})
+        'params/conv/kernel'
+    """
+    parts = name.split("/")
+    for start in range(len(parts)):
+        tail = "/".join(parts[start:])
+        if start == len(parts) - 1 or tail.replace("/", "").isdigit():
+            return None
+        if shapes.get(tail) == shape:
+            return tail
+        below = [p for p in shapes if p.partition("/")[2] == tail]
+        if len(below) == 1 and shapes[below[0]] == shape:
+            return below[0]
+    return None

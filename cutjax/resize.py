@@ -1,0 +1,283 @@
+"""Evaluating a function at smaller sizes: the heart of `shrink`.
+
+The function is traced at full size, its axes are inferred again, and its equations are
+evaluated on the small arrays with parameters that fit them. All of it happens while
+tracing: the compiled program holds no trace of the full sizes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+import cutjax.rules  # noqa: F401  (fills the table of rules)
+from cutjax._compat import Literal, bind, scope_of, user_line
+from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
+from cutjax.errors import KeepError
+from cutjax.rules.base import RULES, Value
+from cutjax.unify import PRODUCT, Solver, Var, find, parts_of
+from cutjax.walk import Frame, Site, Walker, line_of
+
+Axes = tuple[Axis, ...]
+Hook = Callable[[Site, list[Value], list[Any]], list[Any]]
+
+
+class Kept:
+    """Kept positions per variable."""
+
+    def __init__(self) -> None:
+        self._masks: dict[Var, np.ndarray] = {}
+        self._names: dict[Var, str] = {}
+        self._counts: dict[Var, int] = {}
+
+    def assign(self, var: Var, mask: Bool[np.ndarray, "_"], name: str) -> None:
+        """State that of `var` these positions stay; forms are taken apart."""
+        var = find(var)
+        if var.form is not None:
+            for part, piece in zip(parts_of(var), _pieces(var, mask, name), strict=True):
+                self.assign(part, piece, name)
+            return
+        known = self._masks.get(var)
+        if known is not None and not np.array_equal(known, mask):
+            raise KeepError(
+                f"{self._names[var]!r} and {name!r} share channels in this function, "
+                f"but the keep treats them differently ({_ties(var)})"
+            )
+        if var.pins and not mask.all():
+            pin = var.pins[0]
+            raise KeepError(
+                f"{name!r} cannot shrink in this function: {pin.reason}, "
+                f"at {line_of(pin.where)}"
+            )
+        self._masks[var], self._names[var] = mask, name
+
+    def mask(self, var: Var) -> Bool[np.ndarray, "_"]:
+        """Which positions stay."""
+        var = find(var)
+        if var.form is None:
+            known = self._masks.get(var)
+            return np.ones(var.size, bool) if known is None else known
+        masks = [self.mask(part) for part in parts_of(var)]
+        if var.form != PRODUCT:
+            return np.concatenate(masks)
+        out = masks[0]
+        for mask in masks[1:]:
+            out = (out[:, None] & mask).ravel()
+        return out
+
+    def count(self, var: Var) -> int:
+        """How many positions stay."""
+        root = find(var)
+        if root not in self._counts:
+            self._counts[root] = int(self.mask(root).sum())
+        return self._counts[root]
+
+    def whole(self, value: Value) -> bool:
+        """Whether nothing of an array goes."""
+        return all(self.count(d) == d.size for d in value.dims)
+
+
+def _pieces(var: Var, mask: np.ndarray, name: str) -> list[np.ndarray]:
+    parts = parts_of(var)
+    sizes = [p.size for p in parts]
+    if var.form != PRODUCT:
+        return np.split(mask, np.cumsum(sizes)[:-1])
+    grid = mask.reshape(sizes)
+    axes = range(len(sizes))
+    pieces = [grid.any(axis=tuple(j for j in axes if j != i)) for i in axes]
+    outer = pieces[0]
+    for piece in pieces[1:]:
+        outer = np.multiply.outer(outer, piece)
+    if not np.array_equal(outer, grid):
+        raise KeepError(
+            f"this function folds {name!r} into axes of sizes {sizes}; the kept "
+            f"channels are not a grid of these ({_ties(var)})"
+        )
+    return pieces
+
+
+def _ties(var: Var) -> str:
+    return "; ".join(line_of(w) for w in var.why[:3]) or "stated by its shape"
+
+
+def to_var(solver: Solver, axis: Axis, table: dict[str, Var]) -> Var:
+    """The variable of a frozen axis; groups of one name share a variable."""
+    match axis:
+        case Leaf(name, size):
+            return table.setdefault(name, Var(size))
+        case Fixed(size, reason):
+            return solver.new(size, reason or "stays whole")
+        case Product(parts):
+            return solver.product([to_var(solver, p, table) for p in parts])
+        case Concat(parts):
+            return solver.concat([to_var(solver, p, table) for p in parts])
+
+
+def freeze(var: Var, name: Callable[[Var], Axis]) -> Axis:
+    """The axis of a variable; `name` turns free variables into leaves or fixed parts."""
+    var = find(var)
+    if var.form is None:
+        return name(var)
+    parts = tuple(freeze(part, name) for part in parts_of(var))
+    return Product(parts) if var.form == PRODUCT else Concat(parts)
+
+
+class Evaluator:
+    """Evaluates frames on small arrays.
+
+    `hook(site, ins, args)` may change the operands of every place that reads channels;
+    `flat` inlines calls whose body reads channels, giving up their derivative rules.
+    """
+
+    def __init__(self, kept: Kept, hook: Hook | None = None, flat: bool = False):
+        self.k, self.hook, self.flat = kept, hook, flat
+        self._plain: dict[int, bool] = {}
+        self._frozen: dict[str, np.ndarray] = {}
+        self._alive: list[Any] = []
+
+    def run(self, frame: Frame, args: Sequence[Any]) -> list[Any]:
+        """Outputs of a frame on small inputs."""
+        env = dict(zip(frame.jaxpr.invars, args, strict=True))
+        for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
+            env[var] = self._cut_const(const, frame.values[var])
+
+        def read(atom):
+            return atom.val if isinstance(atom, Literal) else env[atom]
+
+        for index, eqn in enumerate(frame.jaxpr.eqns):
+            with scope_of(eqn):
+                outs = self._step(frame, index, eqn, [read(a) for a in eqn.invars])
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in frame.jaxpr.outvars]
+
+    def _step(self, frame: Frame, index: int, eqn: Any, args: list[Any]) -> list[Any]:
+        ins = [frame.read(atom) for atom in eqn.invars]
+        site = frame.sites.get(index)
+        if site is not None and self.hook is not None:
+            args = self.hook(site, ins, args)
+        sub = frame.subs.get(index)
+        outs = [frame.values[var] for var in eqn.outvars]
+        rule = RULES.get(eqn.primitive)
+        if rule is None or (sub is not None and all(map(self.plain, sub))):
+            return bind(eqn, args, eqn.params)
+        if rule.evaluate is not None:
+            return rule.evaluate(self, eqn, sub, ins, outs, args)
+        if rule.resize is None or all(self.k.whole(v) for v in (*ins, *outs)):
+            return self.bind(eqn, args)
+        return self.bind(eqn, args, **rule.resize(self.k, eqn, ins, outs))
+
+    def bind(self, eqn: Any, args: Sequence[Any], **changed: Any) -> list[Any]:
+        """Evaluate one equation, some of its parameters changed."""
+        return bind(eqn, args, {**eqn.params, **changed})
+
+    original = bind
+
+    def plain(self, frame: Frame) -> bool:
+        """Whether a frame can be evaluated as it stands: nothing cut, nothing hooked."""
+        if id(frame) not in self._plain:
+            subs = [sub for subs in frame.subs.values() for sub in subs]
+            self._plain[id(frame)] = (
+                not (frame.sites and (self.hook is not None or self.flat))
+                and all(self.k.whole(v) for v in frame.values.values())
+                and all(map(self.plain, subs))
+            )
+        return self._plain[id(frame)]
+
+    def _cut_const(self, const: Any, value: Value) -> Any:
+        for axis, d in enumerate(value.dims):
+            if self.k.count(d) != d.size:
+                const = jax.numpy.take(const, np.flatnonzero(self.k.mask(d)), axis)
+        return const
+
+    def axes(self, values: Sequence[Value]) -> list[Axes]:
+        """Frozen axes of values, to evaluate another function of them."""
+        return [tuple(freeze(d, self._name) for d in v.dims) for v in values]
+
+    def _name(self, var: Var) -> Axis:
+        # An id names a variable only as long as the variable lives.
+        self._alive.append(var)
+        name = f"_{id(var)}"
+        self._frozen[name] = self.k.mask(var)
+        return Leaf(name, var.size)
+
+    def again(
+        self, fn: Callable[..., list], axes: Sequence[Axes], args: Sequence[Any]
+    ) -> tuple[list[Any], list[Axes]]:
+        """Evaluate another full-size function on small arrays of known axes.
+
+        Returns:
+            Its small outputs and their axes.
+        """
+        outs, values, inner = resized(fn, axes, self._frozen, args)
+        out_axes = inner.axes(values)
+        self._alive.append(inner)
+        self._frozen.update(inner._frozen)
+        return outs, out_axes
+
+    def error(self, eqn: Any, what: str, remedy: str) -> KeepError:
+        """An error about an equation that cannot be made smaller."""
+        line = user_line(eqn.source_info) or "an unknown line"
+        return KeepError(f"{what}\n  at {line}\n  try: {remedy}")
+
+
+class Resized(NamedTuple):
+    """Small outputs, what is known about them, and the evaluator that made them."""
+
+    outs: list[Any]
+    values: list[Value]
+    evaluator: Evaluator
+
+
+def resized(
+    fn: Callable[..., list],
+    in_axes: Sequence[Axes],
+    keep: Mapping[str, np.ndarray],
+    args: Sequence[Any],
+    *,
+    data: Sequence[bool] | None = None,
+    out_axes: Callable[[], Sequence[Axes | None]] | None = None,
+    hook: Hook | None = None,
+    flat: bool = False,
+    on_unknown: str = "raise",
+) -> Resized:
+    """Evaluate `fn`, written for full sizes, on small arrays.
+
+    Args:
+        fn: a function of flat arrays that returns a list of arrays.
+        in_axes: the axes of each full-size argument.
+        keep: the kept positions of the groups named in `in_axes`.
+        args: the small arguments.
+        data: which arguments are data rather than parameters; all, if not given.
+        out_axes: asked once `fn` was traced: for each output, its axes if it mirrors
+            parameters.
+        hook: see `Evaluator`.
+        flat: see `Evaluator`.
+        on_unknown: see `trace`.
+
+    Returns:
+        The small outputs with what made them.
+    """
+    table: dict[str, Var] = {}
+    walker = Walker(on_unknown)
+    ins = [
+        Value(tuple(to_var(walker.solver, a, table) for a in axes), data=is_data)
+        for axes, is_data in zip(in_axes, data or [True] * len(args), strict=True)
+    ]
+    frame = walker.run(jax.make_jaxpr(fn)(*map(_full_aval, in_axes, args)), ins)
+    known = out_axes() if out_axes else [None] * len(frame.outs)
+    for value, axes in zip(frame.outs, known, strict=True):
+        if axes is not None:
+            dims = [to_var(walker.solver, a, table) for a in axes]
+            walker.solver.unify_all(value.dims, dims)
+    kept = Kept()
+    for name, var in table.items():
+        kept.assign(var, np.asarray(keep.get(name, np.ones(var.size, bool))), name)
+    evaluator = Evaluator(kept, hook, flat)
+    return Resized(evaluator.run(frame, args), frame.outs, evaluator)
+
+
+def _full_aval(axes: Axes, arg: Any) -> jax.ShapeDtypeStruct:
+    dtype = arg.dtype if hasattr(arg, "dtype") else jax.numpy.result_type(arg)
+    return jax.ShapeDtypeStruct(tuple(a.size for a in axes), dtype)

@@ -1,0 +1,179 @@
+"""Equations that hold jaxprs: calls, custom derivatives, remat, scan, while, cond."""
+
+import jax
+
+from cutjax._compat import scan_counts
+from cutjax.rules.base import Value, rule
+
+
+def _inline(ev, eqn, sub, ins, outs, args):
+    return ev.run(sub[0], args)
+
+
+def _call_jaxpr(eqn):
+    return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+
+
+@rule("jit closed_call call", evaluate=_inline)
+def _call(w, eqn, ins):
+    return w.enter(_call_jaxpr(eqn), ins).outs
+
+
+def _remat(ev, eqn, sub, ins, outs, args):
+    if ev.flat:
+        return ev.run(sub[0], args)
+    options = {key: eqn.params[key] for key in ("prevent_cse", "policy")}
+    return jax.checkpoint(lambda *a: ev.run(sub[0], a), **options)(*args)
+
+
+@rule("remat", evaluate=_remat)
+def _remat_infer(w, eqn, ins):
+    return w.enter(eqn.params["jaxpr"], ins).outs
+
+
+def _custom_jvp(ev, eqn, sub, ins, outs, args):
+    """The user's derivative rule, traced at full size and resized like the function."""
+    if ev.flat or ev.hook:
+        return ev.run(sub[0], args)
+    small = jax.custom_jvp(lambda *a: tuple(ev.run(sub[0], a)))
+    active = [i for i, a in enumerate(args) if jax.numpy.issubdtype(a.dtype, jax.numpy.inexact)]
+    n = len(args)
+
+    def full(*flat):
+        primals, tangents = flat[:n], flat[n:]
+
+        def of_active(*some):
+            inner = list(primals)
+            for i, value in zip(active, some, strict=True):
+                inner[i] = value
+            return tuple(ev.original(eqn, inner))
+
+        out, tangent = jax.jvp(of_active, tuple(primals[i] for i in active), tangents)
+        return [*out, *tangent]
+
+    @small.defjvp
+    def _rule(primals, tangents):
+        wanted = [tangents[i] for i in active]
+        axes = ev.axes([*ins, *(ins[i] for i in active)])
+        both = ev.again(full, axes, [*primals, *wanted])[0]
+        half = len(both) // 2
+        return tuple(both[:half]), tuple(both[half:])
+
+    return list(small(*args))
+
+
+@rule("custom_jvp_call", evaluate=_custom_jvp)
+def _custom_jvp_infer(w, eqn, ins):
+    return w.enter(eqn.params["call_jaxpr"], ins).outs
+
+
+def _custom_vjp(ev, eqn, sub, ins, outs, args):
+    """Both halves of the user's rule are traced at full size and resized."""
+    if ev.flat or ev.hook:
+        return ev.run(sub[0], args)
+    small = jax.custom_vjp(lambda *a: tuple(ev.run(sub[0], a)))
+    n = len(outs)
+
+    def forward(*primals):
+        trees = []
+
+        def full(*a):
+            out, back = jax.vjp(lambda *b: tuple(ev.original(eqn, b)), *a)
+            leaves, tree = jax.tree.flatten(back)
+            trees.append(tree)
+            return [*out, *leaves]
+
+        values, axes = ev.again(full, ev.axes(ins), primals)
+        saved = axes[n:]
+
+        def pull(*flat):
+            back = jax.tree.unflatten(trees[-1], flat[: len(saved)])
+            return list(back(tuple(flat[len(saved) :])))
+
+        def backward(*flat):
+            return tuple(ev.again(pull, [*saved, *axes[:n]], flat)[0])
+
+        return tuple(values[:n]), jax.tree_util.Partial(backward, *values[n:])
+
+    small.defvjp(forward, lambda saved, cotangents: saved(*cotangents))
+    return list(small(*args))
+
+
+@rule("custom_vjp_call", evaluate=_custom_vjp)
+def _custom_vjp_infer(w, eqn, ins):
+    return w.enter(eqn.params["call_jaxpr"], ins).outs
+
+
+def _scan(ev, eqn, sub, ins, outs, args):
+    consts, carried = scan_counts(eqn.params)
+    fixed, init = args[:consts], args[consts : consts + carried]
+
+    def body(carry, xs):
+        out = ev.run(sub[0], [*fixed, *carry, *xs])
+        return tuple(out[:carried]), tuple(out[carried:])
+
+    carry, ys = jax.lax.scan(
+        body,
+        tuple(init),
+        tuple(args[consts + carried :]),
+        **{key: eqn.params[key] for key in ("length", "reverse", "unroll")},
+    )
+    return [*carry, *ys]
+
+
+@rule("scan", evaluate=_scan)
+def _scan_infer(w, eqn, ins):
+    consts, carried = scan_counts(eqn.params)
+    data = any(value.data for value in ins)
+    # A carry that does not depend on data before the first step may do so after it.
+    inner = [Value(v.dims, data=data, param=v.param) for v in ins[: consts + carried]]
+    for value in ins[consts + carried :]:
+        w.solver.pin(value.dims[0], "the steps of a scan")
+        inner.append(Value(value.dims[1:], data=value.data, param=value.param))
+    with w.repeated(eqn.params["length"]):
+        frame = w.enter(eqn.params["jaxpr"], inner)
+    outs = [Value(v.dims) for v in frame.outs]
+    for before, after in zip(inner[consts:], outs[:carried], strict=False):
+        w.solver.unify_all(before.dims, after.dims)
+    steps = w.solver.new(eqn.params["length"], "the steps of a scan")
+    return outs[:carried] + [(steps, *v.dims) for v in outs[carried:]]
+
+
+def _while(ev, eqn, sub, ins, outs, args):
+    p = eqn.params
+    a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    return list(
+        jax.lax.while_loop(
+            lambda c: ev.run(sub[0], [*args[:a], *c])[0],
+            lambda c: tuple(ev.run(sub[1], [*args[a:b], *c])),
+            tuple(args[b:]),
+        )
+    )
+
+
+@rule("while", evaluate=_while)
+def _while_infer(w, eqn, ins):
+    p = eqn.params
+    a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    data = any(value.data for value in ins)
+    inner = [Value(v.dims, data=data) for v in ins]
+    w.enter(p["cond_jaxpr"], [*inner[:a], *inner[b:]])
+    after = w.enter(p["body_jaxpr"], [*inner[a:b], *inner[b:]]).outs
+    for before, value in zip(inner[b:], after, strict=True):
+        w.solver.unify_all(before.dims, value.dims)
+    return [value.dims for value in after]
+
+
+def _cond(ev, eqn, sub, ins, outs, args):
+    branches = [lambda *a, s=s: tuple(ev.run(s, a)) for s in sub]
+    return list(jax.lax.switch(args[0], branches, *args[1:]))
+
+
+@rule("cond", evaluate=_cond)
+def _cond_infer(w, eqn, ins):
+    inner = [v._replace(summed=None, known=None) for v in ins[1:]]
+    first, *rest = [w.enter(branch, inner).outs for branch in eqn.params["branches"]]
+    for outs in rest:
+        for a, b in zip(first, outs, strict=True):
+            w.solver.unify_all(a.dims, b.dims)
+    return [value.dims for value in first]

@@ -1,0 +1,217 @@
+"""Primitives that move elements: reshape, transpose, broadcast, slice, concatenate."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from cutjax.rules.base import counts, rule, shape_of
+
+
+def _new_sizes(k, eqn, ins, outs):
+    return {"new_sizes": counts(k, outs[0].dims)}
+
+
+def _shape(k, eqn, ins, outs):
+    return {"shape": counts(k, outs[0].dims)}
+
+
+@rule("reshape", resize=_new_sizes)
+def _reshape(w, eqn, ins):
+    if eqn.params.get("dimensions") is not None:
+        raise w.error(eqn, "reshape with `dimensions`", "transpose first")
+    return [ins[0]._replace(dims=_regroup(w.solver, ins[0].dims, shape_of(eqn.outvars[0])))]
+
+
+def _regroup(s, dims, sizes):
+    """Axes of the reshaped array: blocks of equal size are merged and split."""
+    if 0 in sizes:
+        return s.news(sizes, "an empty array")
+    out = [s.new(1) if n == 1 else None for n in sizes]
+    old = [d for d in dims if d.size != 1]
+    new = [i for i, n in enumerate(sizes) if n != 1]
+    while old:
+        a, b = [old.pop(0)], [new.pop(0)]
+        while (p := math.prod(d.size for d in a)) != (q := math.prod(sizes[i] for i in b)):
+            if p < q:
+                a.append(old.pop(0))
+            else:
+                b.append(new.pop(0))
+        merged = s.product(a)
+        if len(b) == 1:
+            out[b[0]] = merged
+            continue
+        parts = s.news([sizes[i] for i in b])
+        s.unify(merged, s.product(parts))
+        for i, part in zip(b, parts, strict=True):
+            out[i] = part
+    return tuple(out)
+
+
+@rule("transpose")
+def _transpose(w, eqn, ins):
+    dims = tuple(ins[0].dims[i] for i in eqn.params["permutation"])
+    return [ins[0]._replace(dims=dims)]
+
+
+@rule("squeeze")
+def _squeeze(w, eqn, ins):
+    gone = eqn.params["dimensions"]
+    dims = tuple(d for i, d in enumerate(ins[0].dims) if i not in gone)
+    return [ins[0]._replace(dims=dims)]
+
+
+@rule("broadcast_in_dim", resize=_shape)
+def _broadcast(w, eqn, ins):
+    out = [w.solver.new(n) for n in eqn.params["shape"]]
+    for d, i in zip(ins[0].dims, eqn.params["broadcast_dimensions"], strict=True):
+        if d.size == out[i].size:
+            out[i] = d
+    # Copies of a parameter along new axes are no longer that parameter.
+    same = math.prod(eqn.params["shape"]) == math.prod(d.size for d in ins[0].dims)
+    param = ins[0].param if same else None
+    return [ins[0]._replace(dims=tuple(out), param=param, known=None)]
+
+
+@rule("concatenate")
+def _concatenate(w, eqn, ins):
+    axis = eqn.params["dimension"]
+    first, *rest = [v.dims for v in ins]
+    for dims in rest:
+        for i, (a, b) in enumerate(zip(first, dims, strict=True)):
+            if i != axis:
+                w.solver.unify(a, b)
+    joined = w.solver.concat([v.dims[axis] for v in ins])
+    return [(*first[:axis], joined, *first[axis + 1 :])]
+
+
+@rule("stack")
+def _stack(w, eqn, ins):
+    axis = eqn.params["axis"]
+    for value in ins[1:]:
+        w.solver.unify_all(ins[0].dims, value.dims)
+    dims = ins[0].dims
+    return [(*dims[:axis], w.solver.new(len(ins), "stacked arrays"), *dims[axis:])]
+
+
+@rule("unstack")
+def _unstack(w, eqn, ins):
+    axis = eqn.params["axis"]
+    dims = ins[0].dims
+    w.solver.pin(dims[axis], "unstacked")
+    return [(*dims[:axis], *dims[axis + 1 :])] * len(eqn.outvars)
+
+
+def _slice_limits(k, eqn, ins, outs):
+    start, limit = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
+    strides = eqn.params["strides"] or (1,) * len(start)
+    for i, d in enumerate(ins[0].dims):
+        if strides[i] == 1 and k.count(d) != d.size:
+            mask = k.mask(d)
+            before, inside = mask[: start[i]].sum(), mask[start[i] : limit[i]].sum()
+            start[i], limit[i] = int(before), int(before + inside)
+    return {"start_indices": tuple(start), "limit_indices": tuple(limit)}
+
+
+@rule("slice", resize=_slice_limits)
+def _slice(w, eqn, ins):
+    p = eqn.params
+    strides = p["strides"] or (1,) * len(p["start_indices"])
+    out = []
+    for d, start, limit, step, size in zip(
+        ins[0].dims,
+        p["start_indices"],
+        p["limit_indices"],
+        strides,
+        shape_of(eqn.outvars[0]),
+        strict=True,
+    ):
+        if size == d.size:
+            out.append(d)
+        elif step == 1:
+            out.append(w.solver.segment(d, start, limit))
+        else:
+            w.solver.pin(d, "sliced with a stride")
+            out.append(w.solver.new(size, "sliced with a stride"))
+    return [tuple(out)]
+
+
+def _split_sizes(k, eqn, ins, outs):
+    axis = eqn.params["axis"]
+    return {"sizes": tuple(k.count(out.dims[axis]) for out in outs)}
+
+
+@rule("split", resize=_split_sizes)
+def _split(w, eqn, ins):
+    axis, start, out = eqn.params["axis"], 0, []
+    dims = ins[0].dims
+    for size in map(int, eqn.params["sizes"]):
+        piece = w.solver.segment(dims[axis], start, start + size)
+        out.append((*dims[:axis], piece, *dims[axis + 1 :]))
+        start += size
+    return out
+
+
+def _padding(k, eqn, ins, outs):
+    config = []
+    for (lo, hi, inner), d, out in zip(
+        eqn.params["padding_config"], ins[0].dims, outs[0].dims, strict=True
+    ):
+        if k.count(d) != d.size:
+            mask = k.mask(out)
+            lo, hi = int(mask[:lo].sum()), int(mask[mask.size - hi :].sum())
+        config.append((lo, hi, inner))
+    return {"padding_config": tuple(config)}
+
+
+@rule("pad", resize=_padding)
+def _pad(w, eqn, ins):
+    s, out = w.solver, []
+    for (lo, hi, inner), d in zip(
+        eqn.params["padding_config"], ins[0].dims, strict=True
+    ):
+        size = lo + hi + d.size + inner * max(d.size - 1, 0)
+        if size == d.size and lo == inner == 0:
+            out.append(d)
+        elif inner or lo < 0 or hi < 0 or s.pinned(d):
+            s.pin(d, "padded between or cropped")
+            out.append(s.new(size, "a padded axis that stays whole"))
+        else:
+            out.append(s.concat([s.new(lo), d, s.new(hi)]))
+    return [tuple(out)]
+
+
+def _tile_reps(k, eqn, ins, outs):
+    pairs = zip(outs[0].dims, ins[0].dims, strict=True)
+    return {"reps": tuple(k.count(o) // max(k.count(d), 1) for o, d in pairs)}
+
+
+@rule("tile", resize=_tile_reps)
+def _tile(w, eqn, ins):
+    pairs = zip(eqn.params["reps"], ins[0].dims, strict=True)
+    return [tuple(w.solver.product([w.solver.new(int(r)), d]) for r, d in pairs)]
+
+
+@rule("rev")
+def _rev(w, eqn, ins):
+    for i in eqn.params["dimensions"]:
+        w.solver.pin(ins[0].dims[i], "reversed")
+    return [ins[0].dims]
+
+
+def _iota(ev, eqn, sub, ins, outs, args):
+    """Kept channels keep their own numbers, as in the masked model."""
+    axis = eqn.params["dimension"]
+    dims = outs[0].dims
+    if ev.k.count(dims[axis]) == dims[axis].size:
+        return ev.bind(eqn, args, shape=counts(ev.k, dims))
+    numbers = np.flatnonzero(ev.k.mask(dims[axis]))
+    column = [1] * len(dims)
+    column[axis] = numbers.size
+    values = jnp.asarray(numbers, eqn.params["dtype"]).reshape(column)
+    return [jnp.broadcast_to(values, counts(ev.k, dims))]
+
+
+@rule("iota", evaluate=_iota)
+def _iota_infer(w, eqn, ins):
+    return [w.solver.news(eqn.params["shape"])]

@@ -1,0 +1,90 @@
+"""Reductions, scans along an axis, sorting and windows."""
+
+from cutjax.rules.base import Summed, rule, shape_of
+from cutjax.unify import WINDOW
+
+
+def _rest(dims, axes):
+    return tuple(d for i, d in enumerate(dims) if i not in axes)
+
+
+@rule("reduce_sum")
+def _sum(w, eqn, ins):
+    value, axes = ins[0], eqn.params["axes"]
+    gone = tuple(value.dims[i] for i in axes)
+    parents = (value.summed,) if value.summed else ()
+    before = value.summed.dims if value.summed else ()
+    summed = Summed(before + gone, parents)
+    if value.data:
+        w.read(gone, summed)
+    return [value._replace(dims=_rest(value.dims, axes), summed=summed, param=None)]
+
+
+@rule("reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce")
+def _pinning(w, eqn, ins):
+    axes = eqn.params.get("axes", eqn.params.get("dimensions"))
+    for value in ins:
+        for i in axes:
+            if i < len(value.dims):
+                w.solver.pin(value.dims[i], f"reduced by {eqn.primitive}")
+    return [_rest(ins[0].dims, axes)] * len(eqn.outvars)
+
+
+@rule("cumsum cumprod cummax cummin cumlogsumexp")
+def _cumulative(w, eqn, ins):
+    w.solver.pin(ins[0].dims[eqn.params["axis"]], f"{eqn.primitive} runs along it")
+    return [ins[0].dims]
+
+
+@rule("sort")
+def _sort(w, eqn, ins):
+    for value in ins:
+        w.solver.pin(value.dims[eqn.params["dimension"]], "sorted")
+        w.solver.unify_all(ins[0].dims, value.dims)
+    return [ins[0].dims] * len(ins)
+
+
+@rule("top_k approx_top_k")
+def _top_k(w, eqn, ins):
+    axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1))
+    dims = list(ins[0].dims)
+    w.solver.pin(dims[axis], "ranked")
+    dims[axis] = w.solver.new(shape_of(eqn.outvars[0])[axis], "the best of a ranking")
+    return [tuple(dims)] * len(eqn.outvars)
+
+
+def _windowed(w, dims, shape, window):
+    """Axes with a window of one element pass; the others stay whole."""
+    out = []
+    for i, d in enumerate(dims):
+        if window[i] == 1 and shape[i] == d.size:
+            out.append(d)
+        else:
+            w.solver.pin(d, WINDOW)
+            out.append(w.solver.new(shape[i], WINDOW))
+    return tuple(out)
+
+
+@rule(
+    "reduce_window_sum reduce_window_max reduce_window_min reduce_window "
+    "select_and_gather_add"
+)
+def _window(w, eqn, ins):
+    arrays = [v for v in ins if v.dims]
+    for value in arrays[1:]:
+        w.solver.unify_all(arrays[0].dims, value.dims)
+    window = eqn.params["window_dimensions"]
+    out = _windowed(w, arrays[0].dims, shape_of(eqn.outvars[0]), window)
+    return [out] * len(eqn.outvars)
+
+
+@rule("select_and_scatter_add")
+def _scatter_window(w, eqn, ins):
+    source, operand = ins[0].dims, ins[1].dims
+    for i, size in enumerate(eqn.params["window_dimensions"]):
+        if size == 1 and source[i].size == operand[i].size:
+            w.solver.unify(source[i], operand[i])
+        else:
+            w.solver.pin(source[i], WINDOW)
+            w.solver.pin(operand[i], WINDOW)
+    return [operand]

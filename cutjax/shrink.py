@@ -1,0 +1,321 @@
+"""Applying a keep: to parameters (`mask`, `cut_params`) and to functions (`shrink`)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutjax.dims import Fixed, Keep, count, kept
+from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.graph import Graph
+from cutjax.mirror import mirrored, named_leaves, path_name
+from cutjax.resize import Axes, Hook, resized
+
+
+def select(apply: Callable[..., Any], tasks: Sequence[str] | str) -> Callable[..., Any]:
+    """The same function answering only these tasks.
+
+    Args:
+        apply: `apply(params, *inputs) -> {task: output}`.
+        tasks: the tasks to answer.
+
+    Returns:
+        A function with the same arguments; what the other tasks needed is dead code,
+        which jit removes. `cut(..., tasks=...)` removes their parameters too.
+
+    Raises:
+        KeepError: when called, if the function does not answer a task.
+    """
+    chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+
+    def selected(params: Any, *inputs: Any) -> dict[str, Any]:
+        out = apply(params, *inputs)
+        if not isinstance(out, dict):
+            out = {"output": out}
+        for task in chosen:
+            if task not in out:
+                raise KeepError(f"no task {task!r}; {suggest(task, out)}")
+        return {task: out[task] for task in chosen}
+
+    return selected
+
+
+def mask(params: Any, graph: Graph, keep: Keep) -> Any:
+    """Zero the removed channels in every member; shapes stay.
+
+    Args:
+        params: the full parameters, or any pytree that mirrors them.
+        graph: their graph.
+        keep: the channels to keep.
+
+    Returns:
+        A pytree of the same shapes.
+
+    Raises:
+        KeepError: the keep does not fit the graph.
+        MismatchError: the parameters do not match the graph.
+    """
+
+    def zero(leaf: Any, axes: Axes) -> Any:
+        for i, axis in enumerate(axes):
+            stays = kept(axis, keep)
+            if not stays.all():
+                shape = [1] * leaf.ndim
+                shape[i] = stays.size
+                leaf = jnp.where(stays.reshape(shape), leaf, jnp.zeros((), leaf.dtype))
+        return leaf
+
+    return _map_members(zero, params, graph, keep)
+
+
+def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
+    """The smaller pytree: only the kept channels of every member.
+
+    Args:
+        params: the full parameters, or any pytree that mirrors them (momenta, averages).
+        graph: their graph.
+        keep: the channels to keep.
+
+    Returns:
+        A pytree of the same structure; leaves of which nothing goes are the same arrays.
+
+    Raises:
+        KeepError: the keep does not fit the graph.
+        MismatchError: the parameters do not match the graph.
+    """
+
+    def take(leaf: Any, axes: Axes) -> Any:
+        for i, axis in enumerate(axes):
+            stays = kept(axis, keep)
+            if not stays.all():
+                leaf = jnp.take(leaf, np.flatnonzero(stays), axis=i)
+        return leaf
+
+    return _map_members(take, params, graph, keep)
+
+
+def _map_members(change: Callable, params: Any, graph: Graph, keep: Keep) -> Any:
+    graph.check_keep(keep)
+    sizes = {name: s.shape for name, s in graph.shapes.items()}
+    if jax.tree.structure(params) == graph.treedef:
+        check_params(params, graph)
+        found: Callable[..., str | None] = lambda name, shape: name  # noqa: E731
+    else:
+        found = lambda name, shape: mirrored(name, shape, sizes)  # noqa: E731
+    hits = []
+
+    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = found(path_name(path), tuple(jnp.shape(leaf)))
+        if name is None:
+            return leaf
+        hits.append(name)
+        return change(leaf, graph.axes[name])
+
+    out = jax.tree_util.tree_map_with_path(visit, params)
+    if graph.shapes and not hits:
+        check_params(params, graph)
+    return out
+
+
+def check_params(params: Any, graph: Graph) -> None:
+    """Check that parameters are those that were traced.
+
+    Raises:
+        MismatchError: names the first parameters that are missing, extra or misshapen.
+    """
+    named = named_leaves(params)
+    wrong = [f"{n!r} is missing" for n in graph.shapes if n not in named]
+    wrong += [f"{n!r} is not in the graph" for n in named if n not in graph.shapes]
+    for name, leaf in named.items():
+        want = graph.shapes.get(name)
+        if want is not None and tuple(jnp.shape(leaf)) != want.shape:
+            wrong.append(f"{name!r} is {list(jnp.shape(leaf))}, not {list(want.shape)}")
+    if wrong or jax.tree.structure(params) != graph.treedef:
+        said = "; ".join(wrong[:4]) or "the containers differ (dict, list, tuple, ...)"
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise MismatchError(f"parameters do not match the graph: {said}{more}")
+
+
+def shrink(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[..., Any]:
+    """The smaller function: what the same code with narrower layers computes.
+
+    Works on any function over the same parameters: train mode with mutable state,
+    another batch or input size, an initialiser. Arguments and results that mirror
+    parameters are small too. It is traced at full size whenever it is called, so call
+    it under `jax.jit`; the compiled program holds nothing of full size.
+
+    Args:
+        apply: the full function.
+        graph: from `trace` of any function over the same parameters.
+        keep: the channels to keep.
+
+    Returns:
+        A function of the small parameters and the same inputs.
+
+    Raises:
+        KeepError: the keep does not fit the graph; when called, that this function
+            ties or needs channels in a way that the keep does not allow.
+        MismatchError: when called, that the parameters are not the small ones.
+    """
+    return rewrite(apply, graph, keep)
+
+
+def rewrite(
+    apply: Callable[..., Any],
+    graph: Graph,
+    keep: Keep,
+    *,
+    absent: frozenset[str] = frozenset(),
+    hook: Hook | None = None,
+    flat: bool = False,
+) -> Callable[..., Any]:
+    """`shrink` with all its options.
+
+    Args:
+        apply: the full function.
+        graph: its graph.
+        keep: the channels to keep.
+        absent: parameters that may be missing, because their results are not used.
+        hook: changes what is read at each contraction; see `resize.Evaluator`.
+        flat: inlines nested calls that read channels; see `resize.Evaluator`.
+
+    Returns:
+        A function of the small parameters and the same inputs.
+    """
+    graph.check_keep(keep)
+    widths = {name: int(np.sum(m)) for name, m in keep.items()}
+    full = {name: s.shape for name, s in graph.shapes.items()}
+    small = {
+        name: tuple(count(axis, widths) for axis in axes)
+        for name, axes in graph.axes.items()
+    }
+
+    def rewritten(*args: Any) -> Any:
+        args = (_complete(args[0], graph, small, absent), *args[1:]) if args else args
+        leaves, tree = jax.tree_util.tree_flatten_with_path(args)
+        values = [leaf for _, leaf in leaves]
+        names = [_match(path, leaf, small) for path, leaf in leaves]
+        axes = [
+            graph.axes[name] if name is not None else _fixed(leaf)
+            for name, leaf in zip(names, values, strict=True)
+        ]
+        trees: list[Any] = []
+
+        def flat_apply(*flat_args: Any) -> list[Any]:
+            out = apply(*jax.tree.unflatten(tree, flat_args))
+            found, out_tree = jax.tree_util.tree_flatten_with_path(out)
+            trees.append((out_tree, [_state(p, v, graph, full) for p, v in found]))
+            return [v for _, v in found]
+
+        result = resized(
+            flat_apply,
+            axes,
+            keep,
+            values,
+            data=[name is None for name in names],
+            out_axes=lambda: trees[-1][1],
+            hook=hook,
+            flat=flat,
+            on_unknown=graph.on_unknown,
+        )
+        return jax.tree.unflatten(trees[-1][0], result.outs)
+
+    return rewritten
+
+
+def _state(path: tuple[Any, ...], leaf: Any, graph: Graph, full) -> Axes | None:
+    """The axes of an output that mirrors a parameter."""
+    name = mirrored(path_name(path), tuple(jnp.shape(leaf)), full)
+    return None if name is None else graph.axes[name]
+
+
+def _fixed(leaf: Any) -> Axes:
+    return tuple(Fixed(n, "an input") for n in jnp.shape(leaf))
+
+
+def _match(path: tuple[Any, ...], leaf: Any, small: Mapping[str, Any]) -> str | None:
+    """The parameter that an argument's leaf is; the first argument must fit whole."""
+    name = path_name(path[1:])
+    if path[0].idx == 0 and name in small:
+        return name
+    return mirrored(name, tuple(jnp.shape(leaf)), small)
+
+
+def _complete(params: Any, graph: Graph, small: Mapping[str, Any], absent) -> Any:
+    """The first argument, with zeros for the parameters that may be absent."""
+    named = named_leaves(params)
+    if not any(name in graph.shapes for name in named):
+        return params
+    wrong = [
+        f"{n!r} is {list(jnp.shape(leaf))}, not {list(small[n])}"
+        for n, leaf in named.items()
+        if n in small and tuple(jnp.shape(leaf)) != small[n]
+    ]
+    wrong += [f"{n!r} is not a parameter" for n in named if n not in graph.shapes]
+    gone = [n for n in graph.shapes if n not in named]
+    wrong += [f"{n!r} is missing" for n in gone if n not in absent]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise MismatchError(
+            f"these are not the cut parameters: {'; '.join(wrong[:4])}{more}"
+        )
+    if not gone:
+        return params
+    filled = [
+        named[n] if n in named else jnp.zeros(small[n], s.dtype)
+        for n, s in graph.shapes.items()
+    ]
+    return jax.tree.unflatten(graph.treedef, filled)
+
+
+def cut(
+    apply: Callable[..., Any],
+    params: Any,
+    graph: Graph,
+    keep: Keep,
+    tasks: Sequence[str] | str | None = None,
+) -> tuple[Callable[..., Any], Any]:
+    """The smaller function and the smaller pytree.
+
+    Args:
+        apply: the full function.
+        params: the full parameters.
+        graph: their graph.
+        keep: the channels to keep.
+        tasks: answer only these; parameters that none of them needs are gone.
+
+    Returns:
+        `(small_apply, small_params)`.
+
+    Raises:
+        KeepError: unknown task, or a keep that does not fit.
+        MismatchError: the parameters do not match the graph.
+    """
+    small = cut_params(params, graph, keep)
+    if tasks is None:
+        return shrink(apply, graph, keep), small
+    chosen = graph.check_tasks(tasks)
+    needed = {name for name, reach in graph.reach.items() if set(reach) & set(chosen)}
+    absent = frozenset(set(graph.shapes) - needed)
+    small_apply = rewrite(select(apply, chosen), graph, keep, absent=absent)
+    return small_apply, drop(small, needed)
+
+
+def drop(params: Any, needed: set[str]) -> Any:
+    """A pytree without the leaves that are not needed: dict keys go, others are None."""
+
+    def visit(node: Any, prefix: str) -> Any:
+        if isinstance(node, Mapping):
+            inner = {k: visit(v, f"{prefix}{k}/") for k, v in node.items()}
+            return type(node)({k: v for k, v in inner.items() if jax.tree.leaves(v)})
+        name = prefix[:-1]
+        if jax.tree_util.all_leaves([node]):
+            return node if name in needed else None
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if f"{prefix}{path_name(path)}" in needed else None,
+            node,
+        )
+
+    return visit(params, "")

@@ -1,0 +1,203 @@
+"""Walking a jaxpr once, in any nesting, to collect what its primitives say of axes."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cutjax._compat import Literal, open_jaxpr, primitive, user_line
+from cutjax.errors import TraceError
+from cutjax.rules.base import RULES, Summed, Value, shape_of
+from cutjax.unify import Solver, Var, Where
+
+
+class Site(NamedTuple):
+    """A place where channels are read: operand `at` is summed over its axes `axes`.
+
+    `inner` are the axes contracted; for a grouped convolution only those within a group.
+    """
+
+    at: int
+    axes: tuple[int, ...]
+    inner: tuple[Var, ...]
+    summed: Summed | None = None
+
+
+class Term(NamedTuple):
+    """Multiply-adds of one contraction: `times` repeats over the axes `dims`."""
+
+    times: int
+    dims: tuple[Var, ...]
+    frame: "Frame"
+    index: int
+
+
+class Frame:
+    """One walk over one jaxpr: a value per variable, sub-frames per equation."""
+
+    def __init__(self, jaxpr: Any, consts: Sequence[Any]):
+        self.jaxpr, self.consts = jaxpr, consts
+        self.values: dict[Any, Value] = {}
+        self.subs: dict[int, list[Frame]] = {}
+        self.sites: dict[int, Site] = {}
+
+    def read(self, atom: Any) -> Value:
+        """The value of a variable or literal."""
+        if isinstance(atom, Literal):
+            known = np.asarray(atom.val)[()] if np.ndim(atom.val) == 0 else None
+            return Value(tuple(Var(n) for n in shape_of(atom)), known)
+        return self.values[atom]
+
+    @property
+    def outs(self) -> list[Value]:
+        """Values of the outputs."""
+        return [self.read(v) for v in self.jaxpr.outvars]
+
+
+_FOLDS = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": lambda a, b: a / b if np.issubdtype(a.dtype, np.floating) else a // b,
+    "max": np.maximum,
+    "min": np.minimum,
+    "sqrt": np.sqrt,
+    "neg": np.negative,
+    "convert_element_type": lambda a: a,
+    "copy": lambda a: a,
+}
+FOLDS = {primitive(f"{name}_p"): fn for name, fn in _FOLDS.items()}
+
+
+class Walker:
+    """Runs rules over a jaxpr; what they report gathers here."""
+
+    def __init__(self, on_unknown: str = "raise") -> None:
+        self.solver = Solver()
+        self.on_unknown = on_unknown
+        self.terms: list[Term] = []
+        self.makers: list[tuple[int, tuple[Var, ...]]] = []
+        self.used: dict[int, int] = {}
+        self.means: list[tuple[tuple[Var, ...], Where | None]] = []
+        self._times = 1
+        self._at: tuple[Frame, int] | None = None
+
+    def run(self, jaxpr: Any, ins: Sequence[Value]) -> Frame:
+        """Walk a jaxpr whose inputs are known; returns its frame."""
+        opened, consts = open_jaxpr(jaxpr)
+        frame = Frame(opened, consts)
+        for var, const in zip(opened.constvars, consts, strict=True):
+            known = np.asarray(const)[()] if np.ndim(const) == 0 and _plain(const) else None
+            frame.values[var] = Value(self.solver.news(shape_of(var)), known)
+        frame.values.update(zip(opened.invars, ins, strict=True))
+        outer, at = self.solver.where, self._at
+        for index, eqn in enumerate(opened.eqns):
+            self.solver.where, self._at = Where(eqn, outer), (frame, index)
+            self._step(frame, eqn)
+        self.solver.where, self._at = outer, at
+        return frame
+
+    def _step(self, frame: Frame, eqn: Any) -> None:
+        ins = [frame.read(atom) for atom in eqn.invars]
+        for value in ins:
+            if value.param is not None:
+                self.used.setdefault(value.param, len(self.used))
+        rule = RULES.get(eqn.primitive)
+        outs = self._unknown(eqn, ins) if rule is None else rule.infer(self, eqn, ins)
+        data = any(value.data for value in ins)
+        for var, out in zip(eqn.outvars, outs, strict=True):
+            if not isinstance(out, Value):
+                out = Value(tuple(out))
+            known = _folded(eqn, ins, var) if out.known is None else out.known
+            frame.values[var] = out._replace(data=data or out.data, known=known)
+
+    def _unknown(self, eqn: Any, ins: Sequence[Value]) -> list[tuple[Var, ...]]:
+        if self.on_unknown != "pin":
+            raise self.error(
+                eqn,
+                f"no rule for the primitive `{eqn.primitive}`",
+                "cutjax.trace(..., on_unknown='pin') keeps whole whatever reaches it",
+            )
+        reason = f"reaches `{eqn.primitive}`, for which there is no rule"
+        for value in ins:
+            for d in value.dims:
+                self.solver.pin(d, reason)
+        return [self.solver.news(shape_of(v), reason) for v in eqn.outvars]
+
+    def enter(self, jaxpr: Any, ins: Sequence[Value]) -> Frame:
+        """Walk a jaxpr nested in the equation at hand, and remember its frame."""
+        frame, index = self._at  # type: ignore[misc]
+        sub = self.run(jaxpr, ins)
+        frame.subs.setdefault(index, []).append(sub)
+        return sub
+
+    @contextmanager
+    def repeated(self, times: int):
+        """Within, contractions count `times` times (the body of a scan)."""
+        self._times, before = self._times * times, self._times
+        yield
+        self._times = before
+
+    def contraction(self, eqn, ins, inner, free, cost) -> None:
+        """Report a contraction: axes contracted and left free per operand, and cost."""
+        frame, index = self._at  # type: ignore[misc]
+        self.terms.append(Term(self._times, tuple(cost), frame, index))
+        at = 0 if ins[0].data or not ins[1].data else 1
+        axes = self._axes(ins[at].dims, eqn, at)
+        frame.sites[index] = Site(at, axes, tuple(inner[at]))
+        for value, dims in zip(ins, free, strict=True):
+            self.made(value, dims)
+
+    def _axes(self, dims, eqn, at: int) -> tuple[int, ...]:
+        spec = eqn.params["dimension_numbers"]
+        if hasattr(spec, "lhs_spec"):
+            return ((spec.lhs_spec, spec.rhs_spec)[at][1],)
+        return tuple(spec[0][at])
+
+    def made(self, value: Value, dims: Iterable[Var]) -> None:
+        """Report that a parameter makes the channels `dims`."""
+        if value.param is not None:
+            self.makers.append((value.param, tuple(dims)))
+
+    def read(self, dims: Sequence[Var], summed: Summed) -> None:
+        """Report that the equation at hand sums its operand over `dims`."""
+        frame, index = self._at  # type: ignore[misc]
+        axes = tuple(self.solver.where.eqn.params["axes"])  # type: ignore[union-attr]
+        frame.sites[index] = Site(0, axes, tuple(dims), summed)
+
+    def note_mean(self, dims: Sequence[Var]) -> None:
+        """Report a mean over `dims`."""
+        self.means.append((tuple(dims), self.solver.where))
+
+    def error(self, eqn: Any, what: str, remedy: str) -> TraceError:
+        """An error about an equation, with the user's line that it comes from."""
+        return TraceError(f"{what}\n  at {line_of(self.solver.where)}\n  try: {remedy}")
+
+
+def line_of(where: Where | None) -> str:
+    """The user's source line of an equation, or of the call that it is nested in."""
+    while where is not None:
+        line = user_line(where.eqn.source_info)
+        if line is not None:
+            return line
+        where = where.outer
+    return "an unknown line (traced without source information)"
+
+
+def _plain(const: Any) -> bool:
+    return isinstance(const, np.generic | np.ndarray | float | int | jax.Array) and not (
+        isinstance(const, jax.core.Tracer) or jax.dtypes.issubdtype(
+            getattr(const, "dtype", np.float32), jax.dtypes.prng_key
+        )
+    )
+
+
+def _folded(eqn: Any, ins: Sequence[Value], out: Any) -> np.generic | None:
+    """The value of a scalar computed from known scalars (`n - ddof` in a variance)."""
+    fold = FOLDS.get(eqn.primitive)
+    if fold is None or shape_of(out) or any(v.known is None for v in ins):
+        return None
+    with np.errstate(all="ignore"):
+        return np.asarray(fold(*(v.known for v in ins))).astype(out.aval.dtype)[()]
