@@ -7,6 +7,7 @@
 from cutjax.graph import Graph as Graph, Group as Group
 from cutjax.cost import Cost as Cost
 from cutjax.dims import Keep as Keep
+from cutjax.gate import gate as gate
 from cutjax.shrink import (
     cut as cut,
     cut_params as cut_params,

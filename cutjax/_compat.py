@@ -49,8 +49,9 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 # Frames of these are how a model is built, not where its author wrote it.
-_FRAMEWORKS = tuple(
-    f"{os.sep}{name}{os.sep}" for name in ("flax", "haiku", "equinox", "optax", "cutjax")
+_FRAMEWORKS = (
+    os.path.dirname(__file__) + os.sep,
+    *(os.path.join("site-packages", n, "") for n in ("flax", "haiku", "equinox", "optax")),
 )
 
 

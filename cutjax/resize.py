@@ -21,7 +21,7 @@ from cutjax.unify import PRODUCT, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
 
 Axes = tuple[Axis, ...]
-Hook = Callable[[Site, list[Value], list[Any]], list[Any]]
+Hook = Callable[["Kept", Site, list[Value], list[Any]], list[Any]]
 
 
 class Kept:
@@ -52,6 +52,10 @@ class Kept:
                 f"at {line_of(pin.where)}"
             )
         self._masks[var], self._names[var] = mask, name
+
+    def name(self, var: Var) -> str | None:
+        """The group that a free variable belongs to."""
+        return self._names.get(find(var))
 
     def mask(self, var: Var) -> Bool[np.ndarray, "_"]:
         """Which positions stay."""
@@ -127,7 +131,7 @@ def freeze(var: Var, name: Callable[[Var], Axis]) -> Axis:
 class Evaluator:
     """Evaluates frames on small arrays.
 
-    `hook(site, ins, args)` may change the operands of every place that reads channels;
+    `hook(kept, site, ins, args)` may change the operands of every place that reads channels;
     `flat` inlines calls whose body reads channels, giving up their derivative rules.
     """
 
@@ -156,7 +160,7 @@ class Evaluator:
         ins = [frame.read(atom) for atom in eqn.invars]
         site = frame.sites.get(index)
         if site is not None and self.hook is not None:
-            args = self.hook(site, ins, args)
+            args = self.hook(self.k, site, ins, args)
         sub = frame.subs.get(index)
         outs = [frame.values[var] for var in eqn.outvars]
         rule = RULES.get(eqn.primitive)

@@ -1,0 +1,98 @@
+"""Gates: every contraction over a group reads its channels times the group's gate.
+
+With all gates one the function is unchanged, and the derivative of a loss with respect
+to a gate is the sum over positions of activation times gradient of that channel where
+it is read: exactly the first-order change of the loss when the channel is scaled away.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cutjax.dims import Fixed, Leaf, fold
+from cutjax.errors import KeepError
+from cutjax.graph import Graph
+from cutjax.resize import Kept, freeze
+from cutjax.rules.base import Value
+from cutjax.shrink import rewrite
+from cutjax.unify import Var, leaf_vars
+from cutjax.walk import Site
+
+Gates = Mapping[str, Float[Array, "_"]]
+
+
+def ones(graph: Graph) -> dict[str, Float[Array, "_"]]:
+    """Gates that change nothing: a vector of ones per free group."""
+    return {g.name: jnp.ones(g.size, jnp.float32) for g in graph.free}
+
+
+def gate(apply: Callable[..., Any], graph: Graph) -> Callable[..., Any]:
+    """The function with a gate per channel.
+
+    Args:
+        apply: the full function.
+        graph: its graph.
+
+    Returns:
+        `gated(gates, params, *inputs)`; `gates` maps names of groups to f32[n], groups
+        not named are not gated. A channel is gated where it is summed over: at dense
+        layers, convolutions, attention products and plain sums, but not in means that
+        normalise. Where both operands depend on data, one of them is gated.
+
+    Raises:
+        KeepError: when called, for an unknown group or a gate of the wrong size.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, cutjax as cj
+        >>> apply = lambda w, x: x @ w["a"] @ w["b"]
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))}
+        >>> graph = cj.trace(apply, w, jnp.ones((1, 2)))
+        >>> gated = cj.gate(apply, graph)
+        >>> gated({"a:1": jnp.array([1.0, 0.0, 2.0])}, w, jnp.ones((1, 2))).tolist()
+        [[6.0]]
+    """
+
+    def gated(gates: Gates, params: Any, *inputs: Any) -> Any:
+        _check(gates, graph)
+
+        def hook(kept: Kept, site: Site, ins: list[Value], args: list[Any]):
+            if site.summed is not None and site.summed.mean:
+                return args
+            inner = {v for d in site.inner for v in leaf_vars(d)}
+            operand = args[site.at]
+            for axis in site.axes:
+                names = {
+                    v: name
+                    for v in leaf_vars(ins[site.at].dims[axis])
+                    if v in inner and (name := kept.name(v)) in gates
+                }
+                if names:
+                    vector = _vector(ins[site.at].dims[axis], names, gates)
+                    shape = [1] * operand.ndim
+                    shape[axis] = -1
+                    operand = operand * vector.reshape(shape).astype(operand.dtype)
+            return [*args[: site.at], operand, *args[site.at + 1 :]]
+
+        return rewrite(apply, graph, {}, hook=hook)(params, *inputs)
+
+    return gated
+
+
+def _vector(var: Var, names: Mapping[Var, str], gates: Gates) -> Float[Array, "_"]:
+    """Gates over the positions of an axis; ones for what is not gated."""
+
+    def name(v: Var):
+        return Leaf(names[v], v.size) if v in names else Fixed(v.size)
+
+    return fold(freeze(var, name), lambda group, _: gates[group], jnp.ones)
+
+
+def _check(gates: Gates, graph: Graph) -> None:
+    for name, values in gates.items():
+        size = graph[name].size
+        if jnp.shape(values) != (size,):
+            raise KeepError(
+                f"the gate of {name!r} has shape {list(jnp.shape(values))}, not [{size}]"
+            )
