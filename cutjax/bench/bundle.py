@@ -85,7 +85,7 @@ def bundle(
     return Bundle(name, job, flops, size, path.stat().st_size)
 
 
-def resize(leaf: Any, batch: int) -> Shaped[Array, "batch ..."]:
+def resize(leaf: Any, batch: int) -> Shaped[Array, "{batch} ..."]:
     """One input at another batch size: examples repeat; a mere shape gets noise.
 
     Args:

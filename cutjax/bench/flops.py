@@ -1,10 +1,10 @@
 """Multiply-adds of a function, read from its jaxpr.
 
 A second opinion on `cutjax.cost`, which predicts the same number from widths, and on
-XLA's `cost_analysis()`, which leaves out the taps of a convolution that fall on padding
-and therefore depends on the image size in a way no hardware does. Here a convolution
-costs output elements x contracted elements, whatever lies under the taps; the zeros that
-a transposed convolution inserts between its inputs count for the same reason.
+XLA's `cost_analysis()`, which leaves out the taps of a convolution that fall on
+padding. Here a convolution costs output elements x contracted elements, whatever lies
+under the taps; the zeros that a transposed convolution inserts between its inputs count
+as well.
 
 Only `dot_general` and `conv_general_dilated` cost something: everything else is linear
 in the activations and disappears beside them.

@@ -1,10 +1,12 @@
 """The parent's side of a worker: start it, ask it, and be sure that it is gone."""
 
+import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,26 +34,29 @@ class Worker:
     ) -> None:
         """Starts the process, pinned to `cpus`, without waiting for it."""
         self.name, self.log, self.patience = bundle.name, log, patience
-        with log.open("wb") as stderr:
+        self.stdout, theirs = os.pipe()
+        self.unread = b""
+        command = [sys.executable, "-P", str(_SCRIPT)]
+        with log.open("wb") as stderr, os.fdopen(theirs, "wb") as stdout:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(_SCRIPT)],
+                command,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=stderr,
                 env=_environment(len(cpus)),
                 start_new_session=True,  # Ctrl-C is for the parent, which cleans up
             )
+        if self.process.stdin is None:
+            raise WorkerDied(f"candidate {self.name!r}: no pipe to its process")
+        self.stdin = self.process.stdin
         self.send(bundle.job | {"cpus": list(cpus)})
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a command without waiting for the answer."""
-        pipe = self.process.stdin
-        try:
-            if pipe is not None:
-                _ = pipe.write(json.dumps(message).encode() + b"\n")
-                pipe.flush()
-        except BrokenPipeError:
-            pass  # `receive` sees the end of the other pipe and can say more
+        # A dead worker is for `receive` to report, which knows how it ended.
+        with contextlib.suppress(BrokenPipeError):
+            _ = self.stdin.write(json.dumps(message).encode() + b"\n")
+            self.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
         """Waits for the next answer.
@@ -62,15 +67,20 @@ class Worker:
         Raises:
             WorkerDied: the process ended, or kept silent for longer than `patience`.
         """
-        pipe = self.process.stdout
-        if pipe is None or not select.select([pipe], [], [], self.patience)[0]:
-            self.close(wait=0.0)
-            raise WorkerDied(self._obituary(f"no answer in {self.patience:g} s"))
-        line = pipe.readline()
-        if not line:
-            code = self.process.wait()
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise WorkerDied(self._obituary(how))
+        deadline = time.monotonic() + self.patience
+        # os.read and an own buffer: select does not see what a Python file has read.
+        while b"\n" not in self.unread:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self.stdout], [], [], left)[0]:
+                self.close(wait=0.0)
+                raise WorkerDied(self._obituary(f"no answer in {self.patience:g} s"))
+            chunk = os.read(self.stdout, 1 << 16)
+            if not chunk:
+                code = self.process.wait()
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                raise WorkerDied(self._obituary(how))
+            self.unread += chunk
+        line, self.unread = self.unread.split(b"\n", 1)
         return json.loads(line)
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -80,12 +90,8 @@ class Worker:
 
     def close(self, wait: float = 2.0) -> None:
         """Ends the process: kindly at first, by force after `wait` seconds."""
-        pipe = self.process.stdin
-        try:
-            if pipe is not None:
-                pipe.close()
-        except BrokenPipeError:
-            pass
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
         try:
             _ = self.process.wait(wait)
         except subprocess.TimeoutExpired:
@@ -102,8 +108,7 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self.close(wait=0.0 if error else 2.0)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        os.close(self.stdout)
 
     def _obituary(self, how: str) -> str:
         said = self.log.read_text(errors="replace").strip().splitlines()[-8:]

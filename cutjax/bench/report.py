@@ -31,7 +31,7 @@ def table(timings: Sequence[Timing]) -> Table:
 def _cells(t: Timing, own: Timing, reference: Timing) -> list[str]:
     head = [t.name, f"{t.batch}", f"{t.threads or 'all'}", t.setting]
     if t.refused:
-        return [*head, "refused"]
+        return [*head, "refused", t.refused.splitlines()[0][:60]]
     star = t is own
     return [
         *head,

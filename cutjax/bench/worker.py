@@ -1,8 +1,8 @@
 """One candidate in a process of its own; obeys lines of JSON, answers each with one.
 
 Run as a script, `python -P .../worker.py`, and never as `-m cutjax.bench.worker`: the
-latter imports `cutjax`, and with it JAX, before this file can pin anything. For the same
-reason nothing of cutjax is imported here.
+latter imports `cutjax`, and with it JAX, before this file can pin anything. For the
+same reason nothing of cutjax is imported here.
 """
 
 import gc
