@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 
 @dataclass(frozen=True)
@@ -130,3 +130,28 @@ def count(axis: Axis, widths: Mapping[str, int]) -> int:
             return math.prod(count(part, widths) for part in parts)
         case Concat(parts):
             return sum(count(part, widths) for part in parts)
+
+
+def channels(axis: Axis, name: str) -> Int[np.ndarray, "_"]:
+    """For each position of `axis`, its channel of the group `name`, or -1.
+
+    Example:
+        >>> channels(Product((Leaf("heads", 2), Leaf("width", 3))), "heads").tolist()
+        [0, 0, 0, 1, 1, 1]
+    """
+
+    def leaf(found: str, size: int):
+        return np.arange(1, size + 1) if found == name else np.zeros(size, int)
+
+    match axis:
+        case Product(parts):
+            # Channel numbers, one-based, of at most one part; the others say zero.
+            out = np.zeros(1, int)
+            for part in parts:
+                inner = channels(part, name) + 1
+                out = np.maximum(out[:, None], inner[None, :]).reshape(-1)
+            return out - 1
+        case Concat(parts):
+            return np.concatenate([channels(part, name) for part in parts])
+        case _:
+            return fold(axis, leaf, lambda size: np.zeros(size, int)) - 1

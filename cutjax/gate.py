@@ -5,7 +5,7 @@ to a gate is the sum over positions of activation times gradient of that channel
 it is read: exactly the first-order change of the loss when the channel is scaled away.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,11 +14,9 @@ from jaxtyping import Array, Float
 from cutjax.dims import Fixed, Leaf, fold
 from cutjax.errors import KeepError
 from cutjax.graph import Graph
-from cutjax.resize import Kept, freeze
-from cutjax.rules.base import Value
+from cutjax.resize import Kept, Reader, Run, freeze
 from cutjax.shrink import rewrite
 from cutjax.unify import Var, leaf_vars
-from cutjax.walk import Site
 
 Gates = Mapping[str, Float[Array, "_"]]
 
@@ -57,27 +55,32 @@ def gate(apply: Callable[..., Any], graph: Graph) -> Callable[..., Any]:
     def gated(gates: Gates, params: Any, *inputs: Any) -> Any:
         _check(gates, graph)
 
-        def hook(kept: Kept, site: Site, ins: list[Value], args: list[Any]):
-            if site.summed is not None and site.summed.mean:
-                return args
-            inner = {v for d in site.inner for v in leaf_vars(d)}
-            operand = args[site.at]
-            for axis in site.axes:
-                names = {
-                    v: name
-                    for v in leaf_vars(ins[site.at].dims[axis])
-                    if v in inner and (name := kept.name(v)) in gates
-                }
-                if names:
-                    vector = _vector(ins[site.at].dims[axis], names, gates)
-                    shape = [1] * operand.ndim
-                    shape[axis] = -1
-                    operand = operand * vector.reshape(shape).astype(operand.dtype)
-            return [*args[: site.at], operand, *args[site.at + 1 :]]
+        def hook(kept: Kept, reader: Reader, run: Run, args: list[Any]) -> list[Any]:
+            args = list(args)
+            args[reader.site.at] = gated_operand(kept, reader, args, gates)
+            return run(args)
 
         return rewrite(apply, graph, {}, hook=hook)(params, *inputs)
 
     return gated
+
+
+def gated_operand(kept: Kept, reader: Reader, args: Sequence[Any], gates: Gates) -> Any:
+    """The operand that a reader sums over, its channels times their gates."""
+    site, operand = reader.site, args[reader.site.at]
+    if site.summed is not None and site.summed.mean:
+        return operand
+    inner = {v for d in site.inner for v in leaf_vars(d)}
+    for axis in site.axes:
+        var = reader.ins[site.at].dims[axis]
+        found = ((v, kept.name(v)) for v in leaf_vars(var) if v in inner)
+        names = {v: name for v, name in found if name in gates}
+        if names:
+            shape = [1] * operand.ndim
+            shape[axis] = -1
+            vector = _vector(var, names, gates).reshape(shape)
+            operand = operand * vector.astype(operand.dtype)
+    return operand
 
 
 def _vector(var: Var, names: Mapping[Var, str], gates: Gates) -> Float[Array, "_"]:

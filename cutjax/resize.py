@@ -21,7 +21,8 @@ from cutjax.unify import PRODUCT, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
 
 Axes = tuple[Axis, ...]
-Hook = Callable[["Kept", Site, list[Value], list[Any]], list[Any]]
+Run = Callable[[Sequence[Any]], list[Any]]
+Hook = Callable[["Kept", "Reader", Run, list[Any]], list[Any]]
 
 
 class Kept:
@@ -128,11 +129,20 @@ def freeze(var: Var, name: Callable[[Var], Axis]) -> Axis:
     return Product(parts) if var.form == PRODUCT else Concat(parts)
 
 
+class Reader(NamedTuple):
+    """An equation that reads channels, where, and what is known of its operands."""
+
+    eqn: Any
+    site: Site
+    ins: list[Value]
+    outs: list[Value]
+
+
 class Evaluator:
     """Evaluates frames on small arrays.
 
-    `hook(kept, site, ins, args)` may change the operands of every place that reads channels;
-    `flat` inlines calls whose body reads channels, giving up their derivative rules.
+    `hook(kept, reader, run, args)` stands around every equation that reads channels: it
+    returns the outputs, calling `run` on operands of its choice. `flat` inlines calls whose body reads channels, giving up their derivative rules.
     """
 
     def __init__(self, kept: Kept, hook: Hook | None = None, flat: bool = False):
@@ -158,11 +168,17 @@ class Evaluator:
 
     def _step(self, frame: Frame, index: int, eqn: Any, args: list[Any]) -> list[Any]:
         ins = [frame.read(atom) for atom in eqn.invars]
-        site = frame.sites.get(index)
-        if site is not None and self.hook is not None:
-            args = self.hook(self.k, site, ins, args)
-        sub = frame.subs.get(index)
         outs = [frame.values[var] for var in eqn.outvars]
+        site, sub = frame.sites.get(index), frame.subs.get(index)
+
+        def run(values: Sequence[Any]) -> list[Any]:
+            return self._apply(eqn, sub, ins, outs, values)
+
+        if site is None or self.hook is None:
+            return run(args)
+        return self.hook(self.k, Reader(eqn, site, ins, outs), run, args)
+
+    def _apply(self, eqn: Any, sub: Any, ins, outs, args: Sequence[Any]) -> list[Any]:
         rule = RULES.get(eqn.primitive)
         if rule is None or (sub is not None and all(map(self.plain, sub))):
             return bind(eqn, args, eqn.params)

@@ -17,12 +17,14 @@ class Site(NamedTuple):
     """A place where channels are read: operand `at` is summed over its axes `axes`.
 
     `inner` are the axes contracted; for a grouped convolution only those within a group.
+    `looped`: inside of a loop or branch, from where no value can be taken out.
     """
 
     at: int
     axes: tuple[int, ...]
     inner: tuple[Var, ...]
     summed: Summed | None = None
+    looped: bool = False
 
 
 class Term(NamedTuple):
@@ -82,6 +84,7 @@ class Walker:
         self.used: dict[int, int] = {}
         self.means: list[tuple[tuple[Var, ...], Where | None]] = []
         self._times = 1
+        self._loops = 0
         self._at: tuple[Frame, int] | None = None
 
     def run(self, jaxpr: Any, ins: Sequence[Value]) -> Frame:
@@ -134,11 +137,11 @@ class Walker:
         return sub
 
     @contextmanager
-    def repeated(self, times: int):
-        """Within, contractions count `times` times (the body of a scan)."""
-        self._times, before = self._times * times, self._times
+    def looping(self, times: int = 1):
+        """Within, contractions count `times` times (the body of a loop or branch)."""
+        before, self._times, self._loops = self._times, self._times * times, self._loops + 1
         yield
-        self._times = before
+        self._times, self._loops = before, self._loops - 1
 
     def contraction(self, eqn, ins, inner, free, cost) -> None:
         """Report a contraction: axes contracted and left free per operand, and cost."""
@@ -146,7 +149,7 @@ class Walker:
         self.terms.append(Term(self._times, tuple(cost), frame, index))
         at = 0 if ins[0].data or not ins[1].data else 1
         axes = self._axes(ins[at].dims, eqn, at)
-        frame.sites[index] = Site(at, axes, tuple(inner[at]))
+        frame.sites[index] = Site(at, axes, tuple(inner[at]), looped=self._loops > 0)
         for value, dims in zip(ins, free, strict=True):
             self.made(value, dims)
 
@@ -165,7 +168,7 @@ class Walker:
         """Report that the equation at hand sums its operand over `dims`."""
         frame, index = self._at  # type: ignore[misc]
         axes = tuple(self.solver.where.eqn.params["axes"])  # type: ignore[union-attr]
-        frame.sites[index] = Site(0, axes, tuple(dims), summed)
+        frame.sites[index] = Site(0, axes, tuple(dims), summed, self._loops > 0)
 
     def note_mean(self, dims: Sequence[Var]) -> None:
         """Report a mean over `dims`."""

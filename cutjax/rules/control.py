@@ -130,7 +130,7 @@ def _scan_infer(w, eqn, ins):
     for value in ins[consts + carried :]:
         w.solver.pin(value.dims[0], "the steps of a scan")
         inner.append(Value(value.dims[1:], data=value.data, param=value.param))
-    with w.repeated(eqn.params["length"]):
+    with w.looping(eqn.params["length"]):
         frame = w.enter(eqn.params["jaxpr"], inner)
     outs = [Value(v.dims) for v in frame.outs]
     for before, after in zip(inner[consts:], outs[:carried], strict=False):
@@ -157,8 +157,9 @@ def _while_infer(w, eqn, ins):
     a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     data = any(value.data for value in ins)
     inner = [Value(v.dims, data=data) for v in ins]
-    w.enter(p["cond_jaxpr"], [*inner[:a], *inner[b:]])
-    after = w.enter(p["body_jaxpr"], [*inner[a:b], *inner[b:]]).outs
+    with w.looping():
+        w.enter(p["cond_jaxpr"], [*inner[:a], *inner[b:]])
+        after = w.enter(p["body_jaxpr"], [*inner[a:b], *inner[b:]]).outs
     for before, value in zip(inner[b:], after, strict=True):
         w.solver.unify_all(before.dims, value.dims)
     return [value.dims for value in after]
@@ -172,7 +173,8 @@ def _cond(ev, eqn, sub, ins, outs, args):
 @rule("cond", evaluate=_cond)
 def _cond_infer(w, eqn, ins):
     inner = [v._replace(summed=None, known=None) for v in ins[1:]]
-    first, *rest = [w.enter(branch, inner).outs for branch in eqn.params["branches"]]
+    with w.looping():
+        first, *rest = [w.enter(b, inner).outs for b in eqn.params["branches"]]
     for outs in rest:
         for a, b in zip(first, outs, strict=True):
             w.solver.unify_all(a.dims, b.dims)

@@ -1,0 +1,125 @@
+"""`plan`: from scores per task and a budget to the channels that stay."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cutjax import fuse as fusing
+from cutjax.allocate import Allocate, greedy
+from cutjax.budget import Budget
+from cutjax.cost import Cost
+from cutjax.errors import DataError, KeepError, suggest
+from cutjax.graph import Graph
+
+
+class Claims(NamedTuple):
+    """How many channels of a group the tasks claim at its kept width.
+
+    `alone`: per task, claimed by no other. `shared`: by several. `nobody`: by none.
+    """
+
+    alone: dict[str, int]
+    shared: int
+    nobody: int
+
+
+class PlanInfo(NamedTuple):
+    """The explanation of a plan: cost before and after, widths and claims per group."""
+
+    full: Cost
+    cost: Cost
+    widths: dict[str, tuple[int, int]]
+    claims: dict[str, Claims]
+    tasks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.cost.params:,} of {self.full.params:,} parameters "
+            f"({self.cost.params / max(self.full.params, 1):.3f}), "
+            f"{self.cost.flops:,} of {self.full.flops:,} FLOPs "
+            f"({self.cost.flops / max(self.full.flops, 1):.3f})"
+        )
+        width = max(map(len, self.widths), default=5)
+        rows = [f"{'group':<{width}}   kept / full  claimed alone | shared | nobody"]
+        for name, (kept, full) in self.widths.items():
+            c = self.claims[name]
+            alone = " ".join(f"{t}:{n}" for t, n in c.alone.items())
+            rows.append(f"{name:<{width}}  {kept:>5} / {full:<5} {alone} | {c.shared} | {c.nobody}")
+        return "\n".join([head, *rows])
+
+
+def plan(
+    graph: Graph,
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    tasks: Sequence[str] | str | None = None,
+    budget: Budget,
+    fuse: fusing.Fuse = fusing.mean,
+    allocate: Allocate = greedy,
+) -> tuple[dict[str, np.ndarray], PlanInfo]:
+    """Choose the channels to keep.
+
+    Args:
+        graph: the graph.
+        scores: per task and group, f32[n]; higher is kept.
+        tasks: the tasks that the device needs; all that have scores, if not given.
+        budget: what may be left, relative to the full model for these tasks.
+        fuse: from the tasks' scores to one score per channel.
+        allocate: from scores and budget to widths.
+
+    Returns:
+        `(keep, info)`: a boolean vector for every free group that the tasks use, and the
+        explanation. In each group the best channels stay; ties go to the lower index.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+        KeepError: unknown task, or scores that do not fit the graph.
+        DataError: scores are NaN or infinite.
+    """
+    chosen = graph.check_tasks(tuple(scores) if tasks is None else tasks)
+    used = {task: _checked(task, scores, graph) for task in chosen}
+    fused = fuse(used)
+    widths = allocate(graph, fused, chosen, budget)
+    keep = {name: _best(fused[name], width) for name, width in widths.items()}
+    info = PlanInfo(
+        full=graph.cost(tasks=chosen),
+        cost=graph.cost(keep, tasks=chosen),
+        widths={name: (width, graph[name].size) for name, width in widths.items()},
+        claims={name: _claims(used, name, width) for name, width in widths.items()},
+        tasks=chosen,
+    )
+    return keep, info
+
+
+def _checked(task: str, scores, graph: Graph) -> dict[str, np.ndarray]:
+    """The scores of the free groups, in the graph's order."""
+    if task not in scores:
+        raise KeepError(f"no scores for task {task!r}; {suggest(task, scores)}")
+    given = scores[task]
+    for name, values in given.items():
+        if np.shape(values) != (graph[name].size,):
+            raise KeepError(
+                f"scores[{task!r}][{name!r}] have shape {np.shape(values)}, "
+                f"not ({graph[name].size},)"
+            )
+        if not np.isfinite(values).all():
+            raise DataError(f"scores[{task!r}][{name!r}] are NaN or infinite")
+    missing = [g.name for g in graph.free if g.name not in given]
+    if missing:
+        raise KeepError(f"scores[{task!r}] lack the group {missing[0]!r}")
+    return {g.name: np.asarray(given[g.name]) for g in graph.free}
+
+
+def _best(scores: np.ndarray, width: int) -> np.ndarray:
+    """A mask of the `width` highest scores; the lower index wins a tie."""
+    mask = np.zeros(len(scores), bool)
+    mask[np.argsort(-np.asarray(scores, np.float64), kind="stable")[:width]] = True
+    return mask
+
+
+def _claims(scores: Mapping[str, Mapping[str, np.ndarray]], name: str, width: int) -> Claims:
+    masks = {task: _best(groups[name], width) for task, groups in scores.items()}
+    votes = np.sum(list(masks.values()), axis=0)
+    alone = {task: int((mask & (votes == 1)).sum()) for task, mask in masks.items()}
+    return Claims(alone, int((votes > 1).sum()), int((votes == 0).sum()))

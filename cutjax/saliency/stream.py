@@ -1,0 +1,106 @@
+"""Streaming calibration data: one shape for all batches, one compiled step, one pass."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from cutjax.errors import DataError, suggest
+from cutjax.graph import Graph
+
+Loss = Callable[[Any, Any], Any]
+Batch = tuple[Any, Mapping[str, Any]]
+
+
+def padded(
+    batches: Iterable[Batch], tasks: Iterable[str], *, progress: bool, label: str
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], np.ndarray]]:
+    """Batches of the size of the first, with weights that are zero for the padding.
+
+    Args:
+        batches: `(x, {task: target})`; `x` is the input, or a tuple of inputs.
+        tasks: the targets to hand on.
+        progress: show a bar.
+        label: what the bar says.
+
+    Yields:
+        `(inputs, targets, weights f32[n])`.
+
+    Raises:
+        DataError: no batch, a target that is missing, or batches that grow.
+    """
+    size = 0
+    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    for x, y in tqdm(batches, desc=label, disable=not progress, total=total, leave=False):
+        inputs = x if isinstance(x, tuple) else (x,)
+        missing = [task for task in tasks if task not in y]
+        if missing:
+            raise DataError(f"no target for task {missing[0]!r}; {suggest(missing[0], y)}")
+        targets = {task: y[task] for task in tasks}
+        n = len(jax.tree.leaves(inputs)[0])
+        size = size or n
+        if n > size or n == 0:
+            raise DataError(f"a batch of {n} examples after one of {size}")
+        inputs, targets = jax.tree.map(lambda a, n=n: _pad(a, size - n), (inputs, targets))
+        yield inputs, targets, (np.arange(size) < n).astype(np.float32)
+    if size == 0:
+        raise DataError(
+            "the calibration data is empty; batches must yield (x, {task: target}). A "
+            "generator can be read only once: pass a list, or make a new one"
+        )
+
+
+def _pad(a: Any, more: int) -> Any:
+    if more == 0:
+        return a
+    return jnp.concatenate([jnp.asarray(a), jnp.repeat(jnp.asarray(a[:1]), more, 0)])
+
+
+def task_losses(losses: Mapping[str, Loss], graph: Graph) -> Callable[..., jax.Array]:
+    """`(outputs, targets) -> f32[tasks]`, checked against the graph.
+
+    Raises:
+        KeepError: a loss for an unknown task.
+        DataError: no loss, or one that is not a scalar.
+    """
+    if not losses:
+        raise DataError(f"no loss given; pass {{task: loss}} for some of {graph.tasks}")
+    tasks = graph.check_tasks(tuple(losses))
+
+    def compute(outputs: Any, targets: Mapping[str, Any]) -> jax.Array:
+        outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
+        values = [losses[t](outputs[t], targets[t]) for t in tasks]
+        for task, value in zip(tasks, values, strict=True):
+            if jnp.shape(value) != ():
+                raise DataError(
+                    f"the loss of {task!r} has shape {jnp.shape(value)}, not a scalar: "
+                    "take its mean over the batch"
+                )
+        return jnp.stack([jnp.asarray(v, jnp.float32) for v in values])
+
+    return compute
+
+
+def alone(tree: Any) -> Any:
+    """One example as a batch of one."""
+    return jax.tree.map(lambda a: a[None], tree)
+
+
+def check_finite(scores: Mapping[str, Mapping[str, np.ndarray]], what: str) -> None:
+    """Check that no score is NaN or infinite.
+
+    Raises:
+        DataError: names the task, the group, and how many channels are affected.
+    """
+    for task, groups in scores.items():
+        for name, values in groups.items():
+            bad = int((~np.isfinite(values)).sum())
+            if bad:
+                raise DataError(
+                    f"{what}: {bad} of {values.size} scores of group {name!r} for task "
+                    f"{task!r} are NaN or infinite; look for NaN in the inputs, the "
+                    "targets or the parameters, and for a loss that overflows"
+                )
