@@ -140,5 +140,5 @@ def _save_program(
 
 
 def _save(path: Path, arrays: Sequence[Any]) -> list[str]:
-    np.savez(path, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(arrays)})
+    np.savez(path, *map(np.asarray, arrays))
     return [str(leaf.dtype) for leaf in arrays]

@@ -46,7 +46,7 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
         192
     """
     closed = jax.make_jaxpr(fn)(*args)
-    jaxpr = getattr(closed, "jaxpr", closed)
+    jaxpr: Any = getattr(closed, "jaxpr", closed)
     alive, *_ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(alive)
 

@@ -124,7 +124,8 @@ def _arrays(path: str, dtypes: Sequence[str]) -> list[Any]:
     with np.load(path) as file:
         # npz keeps the bits of bfloat16 and its like, not their name.
         arrays = [
-            file[f"{i}"].view(jax.numpy.dtype(name)) for i, name in enumerate(dtypes)
+            file[f"arr_{i}"].view(jax.numpy.dtype(name))
+            for i, name in enumerate(dtypes)
         ]
     return jax.block_until_ready(jax.device_put(arrays))
 
