@@ -16,3 +16,16 @@ from cutjax.shrink import (
     shrink as shrink,
 )
 from cutjax.trace import trace as trace
+from cutjax import fuse as fuse
+from cutjax.allocate import greedy as greedy, uniform as uniform
+from cutjax.budget import Budget as Budget
+from cutjax.plan import plan as plan
+from cutjax.saliency import (
+    fisher as fisher,
+    joint as joint,
+    l1 as l1,
+    random as random,
+    saliency as saliency,
+    taylor as taylor,
+)
+from cutjax.recover.compensate import compensate as compensate

@@ -51,7 +51,10 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 # Frames of these are how a model is built, not where its author wrote it.
 _FRAMEWORKS = (
     os.path.dirname(__file__) + os.sep,
-    *(os.path.join("site-packages", n, "") for n in ("flax", "haiku", "equinox", "optax")),
+    *(
+        os.path.join("site-packages", n, "")
+        for n in ("flax", "haiku", "equinox", "optax")
+    ),
 )
 
 

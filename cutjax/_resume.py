@@ -2,8 +2,8 @@
 
 One Orbax checkpoint per finished epoch, `epoch_00003`; an older one is deleted only
 when the newer one is complete, so an interruption costs one epoch at most. Leaves are
-stored in a flat dictionary by their path: optax's named tuples and empty nodes come back
-as they were. Orbax is imported where it is used: it takes a second that most runs save.
+stored in a flat dictionary by their path: optax's named tuples and empty nodes come
+back as they were. Orbax is imported where it is used: that second most runs save.
 """
 
 import re
@@ -102,8 +102,9 @@ def _flat(tree: Any) -> dict[str, Any]:
     }
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    # With the sharding of this run: the saved one may name devices that are not here.
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _crc(tree: Any) -> int:

@@ -24,7 +24,9 @@ class Meter:
     the products in which it stands.
     """
 
-    def __init__(self, graph: Graph, tasks: tuple[str, ...], resources: tuple[str, ...]):
+    def __init__(
+        self, graph: Graph, tasks: tuple[str, ...], resources: tuple[str, ...]
+    ):
         self.widths = {g.name: g.size for g in graph.groups}
         self._products: list[tuple[tuple, dict[str, int]]] = []
         self._of: dict[str, list[int]] = {}
@@ -146,12 +148,14 @@ def greedy(
     above = _above(meter, limits)
     while above:
         if not heap:
-            raise BudgetError("no group is left to narrow; loosen `multiple` or `floor`")
+            raise BudgetError(f"nothing that is left to cut saves {', '.join(above)}")
         _, i = heapq.heappop(heap)
         now = price(i)
         if heap and now > heap[0][0]:
             heapq.heappush(heap, (now, i))
             continue
+        if math.isinf(now):
+            raise BudgetError(f"nothing that is left to cut saves {', '.join(above)}")
         name = names[i]
         step[name] += 1
         meter.set(name, ladder[name][step[name]])
@@ -220,7 +224,9 @@ def uniform(
 
     def widths(share: float) -> Widths:
         return {
-            g.name: min(budget.widths(g.size), key=lambda w, n=g.size: (abs(w - share * n), w))
+            g.name: min(
+                budget.widths(g.size), key=lambda w, n=g.size: (abs(w - share * n), w)
+            )
             for g in graph.free
         }
 

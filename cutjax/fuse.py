@@ -24,11 +24,15 @@ def _stack(scores: Mapping[str, Scores]) -> Float[np.ndarray, "tasks channels"]:
     if not scores:
         raise KeepError("no task to fuse")
     first, *rest = scores.values()
-    if any({n: len(v) for n, v in s.items()} != {n: len(v) for n, v in first.items()}
-           for s in rest):
+    if any(
+        {n: len(v) for n, v in s.items()} != {n: len(v) for n, v in first.items()}
+        for s in rest
+    ):
         raise KeepError("the tasks' scores name different groups")
-    rows = [np.concatenate([np.asarray(s[n], np.float64) for n in first] or [np.zeros(0)])
-            for s in scores.values()]
+    rows = [
+        np.concatenate([np.asarray(s[n], np.float64) for n in first] or [np.zeros(0)])
+        for s in scores.values()
+    ]
     out = np.stack(rows)
     if not np.isfinite(out).all():
         raise DataError("scores are NaN or infinite; fusing them would hide it")
@@ -58,7 +62,9 @@ def vote(scores: Mapping[str, Scores], k: int = 1) -> dict[str, np.ndarray]:
         CUT (2504.09803), fusion with n votes; DiSparse (CVPR 2022), union.
     """
     if not 1 <= k <= len(scores):
-        raise KeepError(f"k={k} of {len(scores)} tasks; k is between 1 and their number")
+        raise KeepError(
+            f"k={k} of {len(scores)} tasks; k is between 1 and their number"
+        )
     rows = _stack(scores)
     order = np.argsort(rows, axis=1, kind="stable")
     scale = np.sort(rows, axis=1).mean(axis=0)

@@ -80,7 +80,9 @@ class Graph:
         """The groups that may be cut."""
         return tuple(g for g in self.groups if g.pinned is None)
 
-    def cost(self, keep: Keep | None = None, tasks: tuple[str, ...] | None = None) -> Cost:
+    def cost(
+        self, keep: Keep | None = None, tasks: tuple[str, ...] | None = None
+    ) -> Cost:
         """Parameters, multiply-adds (counted as two) and bytes that are left.
 
         Args:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool
 from cutjax.data.base import Split, batches, check_split
 
 
-def named(outputs: Any) -> dict[str, Array]:
+def named(outputs: Any) -> dict[str, Any]:
     """Outputs by task: a result that is not a dict is the one task `output`."""
     return outputs if isinstance(outputs, dict) else {"output": outputs}
 

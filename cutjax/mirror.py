@@ -21,7 +21,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
-def mirrored(name: str, shape: tuple[int, ...], shapes: Mapping[str, Any]) -> str | None:
+def mirrored(
+    name: str, shape: tuple[int, ...], shapes: Mapping[str, Any]
+) -> str | None:
     """The parameter that the leaf `name` of another pytree mirrors, or None.
 
     Args:

@@ -45,7 +45,9 @@ class PlanInfo(NamedTuple):
         for name, (kept, full) in self.widths.items():
             c = self.claims[name]
             alone = " ".join(f"{t}:{n}" for t, n in c.alone.items())
-            rows.append(f"{name:<{width}}  {kept:>5} / {full:<5} {alone} | {c.shared} | {c.nobody}")
+            rows.append(
+                f"{name:<{width}}  {kept:>5} / {full:<5} {alone} | {c.shared} | {c.nobody}"
+            )
         return "\n".join([head, *rows])
 
 
@@ -118,7 +120,9 @@ def _best(scores: np.ndarray, width: int) -> np.ndarray:
     return mask
 
 
-def _claims(scores: Mapping[str, Mapping[str, np.ndarray]], name: str, width: int) -> Claims:
+def _claims(
+    scores: Mapping[str, Mapping[str, np.ndarray]], name: str, width: int
+) -> Claims:
     masks = {task: _best(groups[name], width) for task, groups in scores.items()}
     votes = np.sum(list(masks.values()), axis=0)
     alone = {task: int((mask & (votes == 1)).sum()) for task, mask in masks.items()}

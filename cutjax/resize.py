@@ -37,7 +37,9 @@ class Kept:
         """State that of `var` these positions stay; forms are taken apart."""
         var = find(var)
         if var.form is not None:
-            for part, piece in zip(parts_of(var), _pieces(var, mask, name), strict=True):
+            for part, piece in zip(
+                parts_of(var), _pieces(var, mask, name), strict=True
+            ):
                 self.assign(part, piece, name)
             return
         known = self._masks.get(var)
@@ -281,9 +283,14 @@ def resized(
     """
     table: dict[str, Var] = {}
     walker = Walker(on_unknown)
+    is_data = data or [True] * len(args)
     ins = [
-        Value(tuple(to_var(walker.solver, a, table) for a in axes), data=is_data)
-        for axes, is_data in zip(in_axes, data or [True] * len(args), strict=True)
+        Value(
+            tuple(to_var(walker.solver, a, table) for a in axes),
+            data=is_data[i],
+            param=None if is_data[i] else i,
+        )
+        for i, axes in enumerate(in_axes)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*map(_full_aval, in_axes, args)), ins)
     known = out_axes() if out_axes else [None] * len(frame.outs)
@@ -301,3 +308,15 @@ def resized(
 def _full_aval(axes: Axes, arg: Any) -> jax.ShapeDtypeStruct:
     dtype = arg.dtype if hasattr(arg, "dtype") else jax.numpy.result_type(arg)
     return jax.ShapeDtypeStruct(tuple(a.size for a in axes), dtype)
+
+
+def flattened(fn: Callable[..., list], avals: Sequence[Any]) -> Any:
+    """The jaxpr of `fn` with every nested call that reads channels inlined."""
+    walker = Walker("pin")
+    ins = [
+        Value(walker.solver.news(a.shape), data=False, param=i)
+        for i, a in enumerate(avals)
+    ]
+    frame = walker.run(jax.make_jaxpr(fn)(*avals), ins)
+    evaluator = Evaluator(Kept(), flat=True)
+    return jax.make_jaxpr(lambda *args: evaluator.run(frame, args))(*avals)

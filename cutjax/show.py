@@ -28,7 +28,9 @@ def _places(group: Any, most: int = 3) -> str:
 
 
 def _tasks(group: Any, graph: Any) -> str:
-    return "all" if len(group.tasks) == len(graph.tasks) else ",".join(group.tasks) or "-"
+    return (
+        "all" if len(group.tasks) == len(graph.tasks) else ",".join(group.tasks) or "-"
+    )
 
 
 def table(graph: Any) -> str:
@@ -80,7 +82,9 @@ def _explain_path(graph: Any, path: str) -> str:
         names = list(dict.fromkeys(leaf.name for leaf in leaves(axis)))
         if not names:
             reason = axis.reason if isinstance(axis, Fixed) else ""
-            lines.append(f"axis {i} ({layout(axis)}) stays whole" + f": {reason}" * bool(reason))
+            lines.append(
+                f"axis {i} ({layout(axis)}) stays whole" + f": {reason}" * bool(reason)
+            )
         for name in names:
             lines.append(f"axis {i} ({layout(axis)}) holds {name!r}")
             if name not in seen:
@@ -90,7 +94,9 @@ def _explain_path(graph: Any, path: str) -> str:
 
 
 def _explain_group(graph: Any, group: Any) -> str:
-    lines = [f"group {group.name!r}: {group.size} channels, tasks: {_tasks(group, graph)}"]
+    lines = [
+        f"group {group.name!r}: {group.size} channels, tasks: {_tasks(group, graph)}"
+    ]
     if group.pinned:
         lines.append(f"  pinned: {group.pinned}")
     lines.append("  lives in:")

@@ -143,7 +143,9 @@ def _tasks(out: Any, shapes: Mapping[str, Any]) -> tuple[list, tuple[str, ...]]:
         state = mirrored(name, leaf.shape, sizes) is not None
         task = name.split("/")[0] if several else OUTPUT
         outputs.append((None if state else task, leaf))
-    return outputs, tuple(dict.fromkeys(task for task, _ in outputs if task is not None))
+    return outputs, tuple(
+        dict.fromkeys(task for task, _ in outputs if task is not None)
+    )
 
 
 def _bit(tasks: tuple[str, ...], task: str | None) -> int:
@@ -160,12 +162,15 @@ def _pin_matching(walker: Walker, axes: Mapping[str, tuple[Var, ...]], pin) -> N
         for path, dims in axes.items():
             for axis, d in enumerate(dims):
                 if fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(
-                    f"{path}:{axis}", pattern.partition(".")[0] if ":" in pattern else pattern
+                    f"{path}:{axis}",
+                    pattern.partition(".")[0] if ":" in pattern else pattern,
                 ):
                     walker.solver.pin(d, f"pinned by the caller: {pattern!r}")
                     found = True
         if not found:
-            raise KeepError(f"pin={pattern!r} matches nothing; {suggest(pattern, axes)}")
+            raise KeepError(
+                f"pin={pattern!r} matches nothing; {suggest(pattern, axes)}"
+            )
 
 
 def _names(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> dict[Var, str]:
@@ -231,9 +236,9 @@ def _groups(walker: Walker, names, frozen, reach) -> Iterable[Group]:
             name=name,
             size=var.size,
             members=tuple(members[name]),
-            pinned=f"{pin.reason}, {line_of(pin.where)}" if pin and pin.where else (
-                pin.reason if pin else None
-            ),
+            pinned=f"{pin.reason}, {line_of(pin.where)}"
+            if pin and pin.where
+            else (pin.reason if pin else None),
             tasks=tuple(t for t in _in_order(reach, tasks)),
             notes=tuple(dict.fromkeys(means.get(var, ()))),
             ties=tuple(dict.fromkeys(lines)),

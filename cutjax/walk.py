@@ -92,7 +92,9 @@ class Walker:
         opened, consts = open_jaxpr(jaxpr)
         frame = Frame(opened, consts)
         for var, const in zip(opened.constvars, consts, strict=True):
-            known = np.asarray(const)[()] if np.ndim(const) == 0 and _plain(const) else None
+            known = (
+                np.asarray(const)[()] if np.ndim(const) == 0 and _plain(const) else None
+            )
             frame.values[var] = Value(self.solver.news(shape_of(var)), known)
         frame.values.update(zip(opened.invars, ins, strict=True))
         outer, at = self.solver.where, self._at
@@ -139,7 +141,11 @@ class Walker:
     @contextmanager
     def looping(self, times: int = 1):
         """Within, contractions count `times` times (the body of a loop or branch)."""
-        before, self._times, self._loops = self._times, self._times * times, self._loops + 1
+        before, self._times, self._loops = (
+            self._times,
+            self._times * times,
+            self._loops + 1,
+        )
         yield
         self._times, self._loops = before, self._loops - 1
 
@@ -190,8 +196,11 @@ def line_of(where: Where | None) -> str:
 
 
 def _plain(const: Any) -> bool:
-    return isinstance(const, np.generic | np.ndarray | float | int | jax.Array) and not (
-        isinstance(const, jax.core.Tracer) or jax.dtypes.issubdtype(
+    return isinstance(
+        const, np.generic | np.ndarray | float | int | jax.Array
+    ) and not (
+        isinstance(const, jax.core.Tracer)
+        or jax.dtypes.issubdtype(
             getattr(const, "dtype", np.float32), jax.dtypes.prng_key
         )
     )

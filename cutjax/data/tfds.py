@@ -146,7 +146,7 @@ def _plan(
     if "train" not in there:
         raise ValueError(
             f"from_tfds: {builder.info.name} has the splits {sorted(there)} and no "
-            "train; say which to use with splits={'train': ..., 'calibration': ..., ...}"
+            "train; say which to use with splits={'train': ..., 'test': ..., ...}"
         )
     given = {p: p for p in SPLITS if p in there and there[p].num_examples}
     carve = {p: fractions[p] for p in SPLITS if p == "train" or p not in given}

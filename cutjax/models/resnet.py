@@ -1,13 +1,17 @@
 """A multi-task residual network in Flax Linen. Nothing in it knows about pruning."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 Variables = Mapping[str, Any]
+AnyArray = Array | np.ndarray
 Logits = dict[str, Float[Array, "n classes"]]
 
 
@@ -24,7 +28,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n h w c"], train: bool = False
+        self, x: Float[AnyArray, "n h w c"], train: bool = False
     ) -> Float[Array, "n h2 w2 c2"]:
         """Returns the block's output, projecting the skip where shapes differ."""
         strides = (self.stride, self.stride)
@@ -54,7 +58,7 @@ class MultiTaskResNet(nn.Module):
     stem_stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Logits:
+    def __call__(self, x: Float[AnyArray, "n h w c"], train: bool = False) -> Logits:
         """Returns the logits of every task.
 
         Args:
@@ -77,13 +81,13 @@ class MultiTaskResNet(nn.Module):
         return {t: nn.Dense(n, name=f"head_{t}")(x) for t, n in self.tasks.items()}
 
 
-def eval_apply(model: nn.Module) -> Callable[[Variables, Array], Any]:
+def eval_apply(model: nn.Module) -> Callable[[Variables, AnyArray], Any]:
     """The model as the pure function `apply(variables, x) -> {task: logits}`.
 
     Call it once and keep the result: `jax.jit` caches by the identity of the function.
     """
 
-    def apply(variables: Variables, x: Array) -> Any:
+    def apply(variables: Variables, x: AnyArray) -> Any:
         return model.apply(variables, x)
 
     return apply
@@ -91,14 +95,14 @@ def eval_apply(model: nn.Module) -> Callable[[Variables, Array], Any]:
 
 def train_apply(
     model: nn.Module,
-) -> Callable[[Variables, Array], tuple[Any, dict[str, Any]]]:
+) -> Callable[[Variables, AnyArray], tuple[Any, dict[str, Any]]]:
     """The model in training: `apply(variables, x) -> (outputs, updates)`.
 
     `updates` holds replacements for top-level entries of `variables`: here
     `{"batch_stats": ...}`, which is what `cutjax.fit.fit` expects.
     """
 
-    def apply(variables: Variables, x: Array) -> tuple[Any, dict[str, Any]]:
+    def apply(variables: Variables, x: AnyArray) -> tuple[Any, dict[str, Any]]:
         outputs, updates = model.apply(
             variables, x, train=True, mutable=["batch_stats"]
         )
@@ -108,10 +112,18 @@ def train_apply(
 
 
 def init(
-    model: nn.Module, x: Float[Array, "n h w c"] | jax.ShapeDtypeStruct, seed: int = 0
+    model: nn.Module, x: AnyArray | jax.ShapeDtypeStruct, seed: int = 0
 ) -> dict[str, Any]:
     """Fresh variables for images shaped like `x`; only shape and dtype of `x` count."""
-    return model.lazy_init(jax.random.key(seed), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return _init(model, x.shape, jnp.dtype(x.dtype), jax.random.key(seed))
+
+
+# Jitted: one compilation for all seeds instead of one per operation.
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _init(
+    model: nn.Module, shape: tuple[int, ...], dtype: np.dtype, key: Array
+) -> dict[str, Any]:
+    return model.init(key, jnp.zeros(shape, dtype))
 
 
 def _norm(name: str, train: bool) -> nn.BatchNorm:

@@ -10,13 +10,18 @@ from cutjax.unify import WINDOW
 def _dot(w, eqn, ins):
     (left, right), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     a, b = ins[0].dims, ins[1].dims
-    for i, j in (*zip(left, right, strict=True), *zip(left_batch, right_batch, strict=True)):
+    for i, j in (
+        *zip(left, right, strict=True),
+        *zip(left_batch, right_batch, strict=True),
+    ):
         w.solver.unify(a[i], b[j])
     free_a = [a[i] for i in range(len(a)) if i not in (*left, *left_batch)]
     free_b = [b[j] for j in range(len(b)) if j not in (*right, *right_batch)]
     batch = [a[i] for i in left_batch]
     inner = [a[i] for i in left]
-    w.contraction(eqn, ins, (inner, inner), (free_a, free_b), (*batch, *inner, *free_a, *free_b))
+    w.contraction(
+        eqn, ins, (inner, inner), (free_a, free_b), (*batch, *inner, *free_a, *free_b)
+    )
     return [(*batch, *free_a, *free_b)]
 
 

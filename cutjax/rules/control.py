@@ -36,7 +36,11 @@ def _custom_jvp(ev, eqn, sub, ins, outs, args):
     if ev.flat or ev.hook:
         return ev.run(sub[0], args)
     small = jax.custom_jvp(lambda *a: tuple(ev.run(sub[0], a)))
-    active = [i for i, a in enumerate(args) if jax.numpy.issubdtype(a.dtype, jax.numpy.inexact)]
+    active = [
+        i
+        for i, a in enumerate(args)
+        if jax.numpy.issubdtype(a.dtype, jax.numpy.inexact)
+    ]
     n = len(args)
 
     def full(*flat):

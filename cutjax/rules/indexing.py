@@ -98,7 +98,9 @@ def _bit_generator(w, eqn, ins):
     return [ins[0].dims, w.solver.news(eqn.params["shape"])]
 
 
-@rule("rng_uniform", resize=lambda k, eqn, ins, outs: {"shape": counts(k, outs[0].dims)})
+@rule(
+    "rng_uniform", resize=lambda k, eqn, ins, outs: {"shape": counts(k, outs[0].dims)}
+)
 def _rng_uniform(w, eqn, ins):
     return [w.solver.news(eqn.params["shape"])]
 

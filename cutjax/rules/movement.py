@@ -20,7 +20,9 @@ def _shape(k, eqn, ins, outs):
 def _reshape(w, eqn, ins):
     if eqn.params.get("dimensions") is not None:
         raise w.error(eqn, "reshape with `dimensions`", "transpose first")
-    return [ins[0]._replace(dims=_regroup(w.solver, ins[0].dims, shape_of(eqn.outvars[0])))]
+    return [
+        ins[0]._replace(dims=_regroup(w.solver, ins[0].dims, shape_of(eqn.outvars[0])))
+    ]
 
 
 def _regroup(s, dims, sizes):
@@ -32,7 +34,9 @@ def _regroup(s, dims, sizes):
     new = [i for i, n in enumerate(sizes) if n != 1]
     while old:
         a, b = [old.pop(0)], [new.pop(0)]
-        while (p := math.prod(d.size for d in a)) != (q := math.prod(sizes[i] for i in b)):
+        while (p := math.prod(d.size for d in a)) != (
+            q := math.prod(sizes[i] for i in b)
+        ):
             if p < q:
                 a.append(old.pop(0))
             else:

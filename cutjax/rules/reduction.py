@@ -20,7 +20,9 @@ def _sum(w, eqn, ins):
     return [value._replace(dims=_rest(value.dims, axes), summed=summed, param=None)]
 
 
-@rule("reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce")
+@rule(
+    "reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce"
+)
 def _pinning(w, eqn, ins):
     axes = eqn.params.get("axes", eqn.params.get("dimensions"))
     for value in ins:

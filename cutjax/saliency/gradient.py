@@ -72,7 +72,9 @@ def gradient_state(
         def total(fn):
             return {g: jnp.einsum("btn,b->tn", fn(v), weights) for g, v in each.items()}
 
-        more = GradientState(total(jnp.abs), total(jnp.square), weights.sum(dtype=jnp.int32))
+        more = GradientState(
+            total(jnp.abs), total(jnp.square), weights.sum(dtype=jnp.int32)
+        )
         return jax.tree.map(jnp.add, state, more)
 
     def zero() -> dict[str, Array]:
@@ -85,7 +87,9 @@ def gradient_state(
     return state
 
 
-def _scores(sums: Mapping[str, Any], count: Any, tasks: Iterable[str]) -> dict[str, Scores]:
+def _scores(
+    sums: Mapping[str, Any], count: Any, tasks: Iterable[str]
+) -> dict[str, Scores]:
     host = {g: np.asarray(v, np.float32) / float(count) for g, v in sums.items()}
     return {t: {g: v[i] for g, v in host.items()} for i, t in enumerate(tasks)}
 

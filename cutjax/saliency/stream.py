@@ -34,17 +34,23 @@ def padded(
     """
     size = 0
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    for x, y in tqdm(batches, desc=label, disable=not progress, total=total, leave=False):
+    for x, y in tqdm(
+        batches, desc=label, disable=not progress, total=total, leave=False
+    ):
         inputs = x if isinstance(x, tuple) else (x,)
         missing = [task for task in tasks if task not in y]
         if missing:
-            raise DataError(f"no target for task {missing[0]!r}; {suggest(missing[0], y)}")
+            raise DataError(
+                f"no target for task {missing[0]!r}; {suggest(missing[0], y)}"
+            )
         targets = {task: y[task] for task in tasks}
         n = len(jax.tree.leaves(inputs)[0])
         size = size or n
         if n > size or n == 0:
             raise DataError(f"a batch of {n} examples after one of {size}")
-        inputs, targets = jax.tree.map(lambda a, n=n: _pad(a, size - n), (inputs, targets))
+        inputs, targets = jax.tree.map(
+            lambda a, n=n: _pad(a, size - n), (inputs, targets)
+        )
         yield inputs, targets, (np.arange(size) < n).astype(np.float32)
     if size == 0:
         raise DataError(

@@ -53,7 +53,9 @@ def l1(
             np.add.at(total, at[inside], value.sum(axis=rest)[inside])
             np.add.at(number, at[inside], value.size / value.shape[member.axis])
         scores[group.name] = (total / np.maximum(number, 1)).astype(np.float32)
-    out = {task: scores for task in graph.check_tasks(tuple(losses) if losses else None)}
+    out = {
+        task: scores for task in graph.check_tasks(tuple(losses) if losses else None)
+    }
     check_finite(out, "l1")
     return out
 
@@ -84,7 +86,9 @@ def random(
     """
     rng = np.random.default_rng(seed)
     scores = {g.name: _uniform(rng, g.size) for g in graph.free}
-    return {task: scores for task in graph.check_tasks(tuple(losses) if losses else None)}
+    return {
+        task: scores for task in graph.check_tasks(tuple(losses) if losses else None)
+    }
 
 
 def _uniform(rng: np.random.Generator, n: int) -> Float[np.ndarray, "_"]:

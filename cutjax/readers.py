@@ -1,0 +1,100 @@
+"""Readers with a kernel: where a parameter mixes channels, seen as a matrix product.
+
+Every dense layer and ungrouped convolution computes rows @ matrix: rows are positions
+of the activation, features its contracted channels (times the window of a convolution).
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cutjax.resize import Reader
+
+
+def is_linear(reader: Reader) -> bool:
+    """Whether a parameter, moved but not changed, mixes channels of data here."""
+    site, ins = reader.site, reader.ins
+    if site.looped or site.summed is not None or len(ins) != 2:
+        return False
+    kernel, data = ins[1 - site.at], ins[site.at]
+    if kernel.param is None or kernel.data or not data.data:
+        return False
+    p = reader.eqn.params
+    if is_conv(reader):
+        groups = p["feature_group_count"] * p["batch_group_count"]
+        return site.at == 0 and groups == 1
+    return not p["dimension_numbers"][1][0]
+
+
+def is_conv(reader: Reader) -> bool:
+    """Whether the reader is a convolution."""
+    return "window_strides" in reader.eqn.params
+
+
+def channel_axes(reader: Reader, operand: int) -> tuple[int, ...]:
+    """The contracted axes of an operand, the window of a convolution left out."""
+    numbers = reader.eqn.params["dimension_numbers"]
+    if is_conv(reader):
+        return ((numbers.lhs_spec, numbers.rhs_spec)[operand][1],)
+    return tuple(numbers[0][operand])
+
+
+def out_axes(reader: Reader) -> tuple[int, ...]:
+    """The axes of the output that the kernel makes."""
+    numbers = reader.eqn.params["dimension_numbers"]
+    if is_conv(reader):
+        return (numbers.out_spec[1],)
+    rank = len(reader.outs[0].dims)
+    made = len(reader.ins[1 - reader.site.at].dims) - len(numbers[0][0])
+    return tuple(range(rank - made, rank) if reader.site.at == 0 else range(made))
+
+
+def rows(values: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "p c"]:
+    """An array as a matrix: `axes` flattened to features, all others to rows."""
+    moved = jnp.moveaxis(values, axes, range(-len(axes), 0))
+    return moved.reshape(-1, math.prod(values.shape[a] for a in axes))
+
+
+def kernel_matrix(reader: Reader, kernel: Float[Array, "..."]) -> Float[Array, "k c m"]:
+    """A kernel as one matrix [channels, made] per position of its window."""
+    channels = channel_axes(reader, 1 - reader.site.at)
+    if is_conv(reader):
+        out, inner, *window = reader.eqn.params["dimension_numbers"].rhs_spec
+        moved = jnp.transpose(kernel, (*window, inner, out))
+        return moved.reshape(-1, *moved.shape[-2:])
+    moved = jnp.moveaxis(kernel, channels, range(len(channels)))
+    return moved.reshape(1, math.prod(kernel.shape[a] for a in channels), -1)
+
+
+def kernel_of(reader: Reader, matrix: Float[Array, "k c m"], like: Any) -> Array:
+    """The kernel whose `kernel_matrix` this is; `like` has its shape and dtype."""
+    flat = jax.ShapeDtypeStruct(like.shape, jnp.float32)
+    # The map from kernel to matrix is a permutation: its transpose is its inverse.
+    back = jax.linear_transpose(lambda k: kernel_matrix(reader, k), flat)
+    return back(matrix.astype(jnp.float32))[0].astype(like.dtype)
+
+
+def patches(reader: Reader, values: Float[Array, "..."]) -> Float[Array, "p f"]:
+    """All that the kernel sees, one row per output position.
+
+    Features run over channels outside and positions of the window inside.
+    """
+    if not is_conv(reader):
+        return rows(values, channel_axes(reader, reader.site.at))
+    p = reader.eqn.params
+    numbers = p["dimension_numbers"]
+    window = reader.ins[1].dims
+    seen = jax.lax.conv_general_dilated_patches(
+        values,
+        tuple(window[i].size for i in numbers.rhs_spec[2:]),
+        p["window_strides"],
+        p["padding"],
+        p["lhs_dilation"],
+        p["rhs_dilation"],
+        numbers,
+        precision=p["precision"],
+    )
+    return rows(seen, (numbers.out_spec[1],))
