@@ -28,4 +28,9 @@ from cutjax.saliency import (
     saliency as saliency,
     taylor as taylor,
 )
-from cutjax.recover.compensate import compensate as compensate
+from cutjax.recover import (
+    compensate as compensate,
+    finetune as finetune,
+    recalibrate as recalibrate,
+    teach as teach,
+)

@@ -74,7 +74,7 @@ def load(
         return None
     epoch, path = max(found)
     # Compared first: a wrong target would flood stderr and name a leaf, not the reason.
-    kept = ocp.metadata(path).custom_metadata or {}
+    kept: Any = ocp.metadata(path).custom_metadata or {}
     other = kept.get("run", {})
     if other != run:
         what = [k for k in run if other.get(k) != run[k]]
@@ -83,7 +83,7 @@ def load(
             f"{', '.join(what)}); give another `checkpoint` directory, or delete "
             "this one to start anew"
         )
-    flat = ocp.load(path, jax.tree.map(_shape, _flat(state)))
+    flat = ocp.load(str(path), jax.tree.map(_shape, _flat(state)))
     leaves = [flat[name] for name in _flat(state)]
     return epoch, jax.tree.unflatten(jax.tree.structure(state), leaves), kept["info"]
 
@@ -111,5 +111,5 @@ def _crc(tree: Any) -> int:
     value = 0
     for name, leaf in _flat(tree).items():
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(leaf), value)
+        value = zlib.crc32(np.asarray(leaf).tobytes(), value)
     return value

@@ -138,7 +138,12 @@ def check_params(params: Any, graph: Graph) -> None:
         raise MismatchError(f"parameters do not match the graph: {said}{more}")
 
 
-def shrink(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[..., Any]:
+def shrink(
+    apply: Callable[..., Any],
+    graph: Graph,
+    keep: Keep,
+    tasks: Sequence[str] | str | None = None,
+) -> Callable[..., Any]:
     """The smaller function: what the same code with narrower layers computes.
 
     Works on any function over the same parameters: train mode with mutable state,
@@ -150,6 +155,9 @@ def shrink(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[...,
         apply: the full function.
         graph: from `trace` of any function over the same parameters.
         keep: the channels to keep.
+        tasks: answer only these: in results that are dicts over the tasks (wherever they
+            stand, as in `(outputs, new_state)`) the others are gone, and so is the
+            state of parameters that none of these tasks needs.
 
     Returns:
         A function of the small parameters and the same inputs.
@@ -159,7 +167,7 @@ def shrink(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[...,
             ties or needs channels in a way that the keep does not allow.
         MismatchError: when called, that the parameters are not the small ones.
     """
-    return rewrite(apply, graph, keep)
+    return rewrite(apply, graph, keep, tasks=tasks)
 
 
 def rewrite(
@@ -167,7 +175,7 @@ def rewrite(
     graph: Graph,
     keep: Keep,
     *,
-    absent: frozenset[str] = frozenset(),
+    tasks: Sequence[str] | str | None = None,
     hook: Hook | None = None,
     flat: bool = False,
 ) -> Callable[..., Any]:
@@ -177,7 +185,7 @@ def rewrite(
         apply: the full function.
         graph: its graph.
         keep: the channels to keep.
-        absent: parameters that may be missing, because their results are not used.
+        tasks: see `shrink`.
         hook: changes what is read at each contraction; see `resize.Evaluator`.
         flat: inlines nested calls that read channels; see `resize.Evaluator`.
 
@@ -185,6 +193,8 @@ def rewrite(
         A function of the small parameters and the same inputs.
     """
     graph.check_keep(keep)
+    chosen = graph.check_tasks(tasks)
+    absent = frozenset(graph.shapes) - needed(graph, tasks)
     widths = {name: int(np.sum(m)) for name, m in keep.items()}
     full = {name: s.shape for name, s in graph.shapes.items()}
     small = {
@@ -205,6 +215,9 @@ def rewrite(
 
         def flat_apply(*flat_args: Any) -> list[Any]:
             out = apply(*jax.tree.unflatten(tree, flat_args))
+            if tasks is not None:
+                out = _answering(out, graph, chosen)
+                out = pruned(out, lambda n, v: mirrored(n, v.shape, full) in absent)
             found, out_tree = jax.tree_util.tree_flatten_with_path(out)
             trees.append((out_tree, [_state(p, v, graph, full) for p, v in found]))
             return [v for _, v in found]
@@ -247,7 +260,14 @@ def _complete(params: Any, graph: Graph, small: Mapping[str, Any], absent) -> An
     """The first argument, with zeros for the parameters that may be absent."""
     named = named_leaves(params)
     if not any(name in graph.shapes for name in named):
-        return params
+        if jax.tree_util.all_leaves([params]) or any(
+            mirrored(n, tuple(jnp.shape(leaf)), small) for n, leaf in named.items()
+        ):
+            return params
+        raise MismatchError(
+            "the first argument holds none of the parameters of the graph, such as "
+            f"{next(iter(graph.shapes))!r}; call it as small_apply(small_params, *inputs)"
+        )
     wrong = [
         f"{n!r} is {list(jnp.shape(leaf))}, not {list(small[n])}"
         for n, leaf in named.items()
@@ -294,28 +314,48 @@ def cut(
         MismatchError: the parameters do not match the graph.
     """
     small = cut_params(params, graph, keep)
+    small_apply = shrink(apply, graph, keep, tasks)
+    absent = frozenset(graph.shapes) - needed(graph, tasks)
+    return small_apply, pruned(small, lambda name, _: name in absent)
+
+
+def needed(graph: Graph, tasks: Sequence[str] | str | None) -> frozenset[str]:
+    """The parameters that some of these tasks need; all, for None."""
     if tasks is None:
-        return shrink(apply, graph, keep), small
-    chosen = graph.check_tasks(tasks)
-    needed = {name for name, reach in graph.reach.items() if set(reach) & set(chosen)}
-    absent = frozenset(set(graph.shapes) - needed)
-    small_apply = rewrite(select(apply, chosen), graph, keep, absent=absent)
-    return small_apply, drop(small, needed)
+        return frozenset(graph.shapes)
+    chosen = set(graph.check_tasks(tasks))
+    return frozenset(name for name, reach in graph.reach.items() if chosen & set(reach))
 
 
-def drop(params: Any, needed: set[str]) -> Any:
-    """A pytree without the leaves that are not needed: dict keys go, others are None."""
+def _answering(out: Any, graph: Graph, chosen: tuple[str, ...]) -> Any:
+    """A result in which every dict over the tasks holds only the chosen ones."""
+
+    def over_tasks(node: Any) -> bool:
+        return isinstance(node, dict) and set(node) == set(graph.tasks)
+
+    def choose(node: Any) -> Any:
+        return {t: node[t] for t in chosen} if over_tasks(node) else node
+
+    return jax.tree.map(choose, out, is_leaf=over_tasks)
+
+
+def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
+    """A pytree without some leaves: keys of dicts go, in other nodes they are None."""
 
     def visit(node: Any, prefix: str) -> Any:
         if isinstance(node, Mapping):
             inner = {k: visit(v, f"{prefix}{k}/") for k, v in node.items()}
             return type(node)({k: v for k, v in inner.items() if jax.tree.leaves(v)})
-        name = prefix[:-1]
-        if jax.tree_util.all_leaves([node]):
-            return node if name in needed else None
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if f"{prefix}{path_name(path)}" in needed else None,
-            node,
+        leaves, structure = jax.tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda inner: inner is not node and isinstance(inner, Mapping)
         )
+        values = []
+        for path, leaf in leaves:
+            name = prefix + path_name(path) if path else prefix[:-1]
+            if isinstance(leaf, Mapping):
+                values.append(visit(leaf, f"{name}/"))
+            else:
+                values.append(None if gone(name, leaf) else leaf)
+        return jax.tree.unflatten(structure, values)
 
-    return visit(params, "")
+    return visit(tree, "")

@@ -85,8 +85,9 @@ def digit_pools() -> dict[str, Int[np.ndarray, " m"]]:
 def _digits() -> tuple[Float[np.ndarray, "m 8 8"], Int[np.ndarray, " m"]]:
     from sklearn.datasets import load_digits  # here: a second that others save
 
-    bunch = load_digits()
-    return (bunch.images / 16).astype(np.float32), bunch.target.astype(np.int32)
+    pixels, target = load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.float32).reshape(-1, _SIDE, _SIDE) / 16
+    return images, np.asarray(target, np.int32)
 
 
 def _pairs(

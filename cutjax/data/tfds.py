@@ -124,7 +124,7 @@ def _classes(feature: Any) -> int:
     return getattr(feature, "num_classes", None) or 0
 
 
-Rows = tuple[str, np.ndarray | None]
+Rows = tuple[str, np.ndarray]
 
 
 def _plan(

@@ -1,7 +1,6 @@
 """A multi-task residual network in Flax Linen. Nothing in it knows about pruning."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -115,15 +114,13 @@ def init(
     model: nn.Module, x: AnyArray | jax.ShapeDtypeStruct, seed: int = 0
 ) -> dict[str, Any]:
     """Fresh variables for images shaped like `x`; only shape and dtype of `x` count."""
-    return _init(model, x.shape, jnp.dtype(x.dtype), jax.random.key(seed))
 
+    # Jitted: one compilation instead of one per operation.
+    @jax.jit
+    def make(key: Array) -> dict[str, Any]:
+        return dict(model.init(key, jnp.zeros(x.shape, x.dtype)))
 
-# Jitted: one compilation for all seeds instead of one per operation.
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _init(
-    model: nn.Module, shape: tuple[int, ...], dtype: np.dtype, key: Array
-) -> dict[str, Any]:
-    return model.init(key, jnp.zeros(shape, dtype))
+    return make(jax.random.key(seed))
 
 
 def _norm(name: str, train: bool) -> nn.BatchNorm:

@@ -38,7 +38,7 @@ from cutjax.recover.lockstep import (
     segment,
 )
 from cutjax.resize import Reader
-from cutjax.shrink import check_params, cut_params, drop, select
+from cutjax.shrink import check_params, cut_params, needed, pruned, select
 
 
 class Fit(NamedTuple):
@@ -124,10 +124,8 @@ def compensate(
         fits.append(fit._replace(path=path))
         child = {**child, path: pull_back(prog, stop, kernel, child[path])}
     out = jax.tree.unflatten(graph.treedef, list(child.values()))
-    if tasks is None:
-        return out, fits
-    needed = {name for name, reach in graph.reach.items() if set(reach) & set(chosen)}
-    return drop(out, needed), fits
+    absent = frozenset(graph.shapes) - needed(graph, tasks)
+    return pruned(out, lambda name, _: name in absent), fits
 
 
 def _inputs(batches: Iterable[Any]) -> list[tuple[Any, ...]]:

@@ -1,0 +1,136 @@
+"""A short training of the compact model, distilling what the parent answered."""
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from cutjax.data.base import Split
+from cutjax.fit import FitInfo, fit
+
+TEACHER = "teacher:"
+
+
+def teach(
+    apply: Callable[..., Any],
+    params: Any,
+    split: Split,
+    *,
+    tasks: Sequence[str],
+    batch_size: int = 250,
+) -> Split:
+    """A split whose targets also hold the parent's logits, computed once.
+
+    Args:
+        apply: the parent's function.
+        params: its parameters.
+        split: the data; its labels are kept.
+        tasks: whose logits to note, as targets `teacher:<task>`.
+        batch_size: examples per call.
+
+    Returns:
+        The split with more targets.
+    """
+    answer = jax.jit(lambda p, x: {t: apply(p, x)[t] for t in tasks})
+    found: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(split.x), batch_size):
+        x = split.x[start : start + batch_size]
+        short = batch_size - len(x)
+        padded = np.concatenate([x, np.repeat(x[:1], short, 0)]) if short else x
+        logits = answer(params, padded)
+        found.append({t: np.asarray(v)[: len(x)] for t, v in logits.items()})
+    logits = {f"{TEACHER}{t}": np.concatenate([f[t] for f in found]) for t in tasks}
+    return split._replace(y={**split.y, **logits})
+
+
+def distillation(
+    tasks: Sequence[str], *, temperature: float = 2.0, labels: float = 0.0
+) -> Callable[[Any, Mapping[str, Array]], tuple[Float[Array, ""], dict[str, Array]]]:
+    """Cross entropy to the parent's softened answers, and optionally to labels.
+
+    Args:
+        tasks: the tasks to train, weighted alike.
+        temperature: of both softmaxes; the loss is scaled by its square.
+        labels: weight of the cross entropy to true labels; 0 needs none.
+
+    Returns:
+        `loss(outputs, y)` for `fit`, on data from `teach`.
+
+    Reference:
+        Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+
+    def loss(outputs: Any, y: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+        each = {}
+        for task in tasks:
+            soft = jax.nn.softmax(y[f"{TEACHER}{task}"] / temperature)
+            student = jax.nn.log_softmax(outputs[task] / temperature)
+            teacher = jnp.log(jnp.maximum(soft, 1e-9))
+            each[task] = temperature**2 * jnp.mean(jnp.sum(soft * (teacher - student), -1))
+            if labels:
+                hard = optax.softmax_cross_entropy_with_integer_labels
+                each[task] += labels * hard(outputs[task], y[task]).mean()
+        return jnp.sum(jnp.stack(list(each.values()))), each
+
+    return loss
+
+
+def finetune(
+    train_apply: Callable[..., tuple[Any, Any]],
+    params: Any,
+    data: Split,
+    *,
+    tasks: Sequence[str],
+    epochs: int = 2,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    temperature: float = 2.0,
+    labels: float = 0.0,
+    seed: int = 0,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> tuple[Any, FitInfo]:
+    """Train the compact model to answer as the parent did.
+
+    Args:
+        train_apply: the compact function in training,
+            `shrink(parent_train_apply, graph, keep)`: `(params, x) -> (outputs, updates)`.
+        params: the compact parameters.
+        data: training data from `teach`; nothing of it needs labels if `labels` is 0.
+        tasks: the tasks to train.
+        epochs: passes over the data.
+        batch_size: examples per step.
+        learning_rate: the peak of a one-cycle schedule of AdamW.
+        temperature: see `distillation`.
+        labels: see `distillation`.
+        seed: order of the examples.
+        evaluate: on validation data; the best epoch is returned.
+        checkpoint: directory to keep the run in, and to resume it from.
+        progress: show a progress bar.
+
+    Returns:
+        `(params, info)`, see `cutjax.fit.fit`.
+    """
+    steps = max(epochs * (len(data.x) // batch_size), 1)
+    schedule = optax.cosine_onecycle_schedule(steps, learning_rate)
+    wanted = {k: v for k, v in data.y.items() if k.removeprefix(TEACHER) in tasks}
+    return fit(
+        train_apply,
+        params,
+        distillation(tasks, temperature=temperature, labels=labels),
+        data._replace(y=wanted),
+        optimizer=optax.adamw(schedule, weight_decay=1e-4),
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        progress=progress,
+        label="finetune",
+    )
