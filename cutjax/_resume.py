@@ -44,11 +44,14 @@ def save(
     root.mkdir(parents=True, exist_ok=True)
     path = root / f"epoch_{epoch:05d}"
     ocp.save(
-        path, _flat(state), custom_metadata={"run": run, "info": info}, overwrite=True
+        str(path),
+        _flat(state),
+        custom_metadata={"run": run, "info": info},
+        overwrite=True,
     )
     for old, other in _found(root):
         if old < epoch:
-            ocp.delete(other)
+            ocp.delete(str(other))
 
 
 def load(
@@ -74,7 +77,7 @@ def load(
         return None
     epoch, path = max(found)
     # Compared first: a wrong target would flood stderr and name a leaf, not the reason.
-    kept: Any = ocp.metadata(path).custom_metadata or {}
+    kept: Any = ocp.metadata(str(path)).custom_metadata or {}
     other = kept.get("run", {})
     if other != run:
         what = [k for k in run if other.get(k) != run[k]]
