@@ -14,7 +14,7 @@ class Budget:
 
     `params`, `flops`, `bytes`: a float of at most 1.0 is a fraction of the full model
     for the chosen tasks, an int an absolute number; all given limits must hold.
-    `multiple`: kept widths are multiples of it (or whole). `floor`: the least channels a
+    `multiple`: kept widths are multiples of it, or whole. `floor`: the least channels a
     group keeps. `max_ratio`: the largest share of a group that may go.
 
     Example:

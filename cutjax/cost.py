@@ -11,7 +11,7 @@ class Cost(NamedTuple):
     """What a model costs for one call of the traced batch.
 
     `flops`: multiply-adds of contractions, each counted as two. `bytes`: of the
-    parameters. `trunk_params`: of the parameters that serve several tasks of the parent.
+    parameters. `trunk_params`: of those that serve several tasks of the parent.
     """
 
     params: int

@@ -14,7 +14,7 @@ class KeepError(CutjaxError):
 
 
 class MismatchError(CutjaxError):
-    """Parameters (or inputs) do not match what the graph or function was traced with."""
+    """Parameters or inputs do not match what the graph was traced with."""
 
 
 class BudgetError(CutjaxError):

@@ -97,5 +97,5 @@ def _check(gates: Gates, graph: Graph) -> None:
         size = graph[name].size
         if jnp.shape(values) != (size,):
             raise KeepError(
-                f"the gate of {name!r} has shape {list(jnp.shape(values))}, not [{size}]"
+                f"the gate of {name!r} has shape {jnp.shape(values)}, not ({size},)"
             )

@@ -1,4 +1,4 @@
-"""What `trace` found: groups of channels, their axes, the tasks they serve, their cost."""
+"""What `trace` found: groups of channels, their axes, their tasks, their cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from cutjax.errors import KeepError, suggest
 
 
 class Member(NamedTuple):
-    """One place of a group: axis `axis` of the parameter `path`, laid out as `layout`."""
+    """One place of a group: an axis of a parameter, and how the group sits in it."""
 
     path: str
     axis: int

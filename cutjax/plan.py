@@ -46,7 +46,8 @@ class PlanInfo(NamedTuple):
             c = self.claims[name]
             alone = " ".join(f"{t}:{n}" for t, n in c.alone.items())
             rows.append(
-                f"{name:<{width}}  {kept:>5} / {full:<5} {alone} | {c.shared} | {c.nobody}"
+                f"{name:<{width}}  {kept:>5} / {full:<5} "
+                f"{alone} | {c.shared} | {c.nobody}"
             )
         return "\n".join([head, *rows])
 
@@ -71,8 +72,8 @@ def plan(
         allocate: from scores and budget to widths.
 
     Returns:
-        `(keep, info)`: a boolean vector for every free group that the tasks use, and the
-        explanation. In each group the best channels stay; ties go to the lower index.
+        `(keep, info)`: a boolean vector for every free group, and the explanation. In
+        each group the best channels stay; ties go to the lower index.
 
     Raises:
         BudgetError: the budget cannot be met.

@@ -123,7 +123,7 @@ def to_var(solver: Solver, axis: Axis, table: dict[str, Var]) -> Var:
 
 
 def freeze(var: Var, name: Callable[[Var], Axis]) -> Axis:
-    """The axis of a variable; `name` turns free variables into leaves or fixed parts."""
+    """The axis of a variable; `name` makes free variables leaves or fixed parts."""
     var = find(var)
     if var.form is None:
         return name(var)
@@ -144,7 +144,8 @@ class Evaluator:
     """Evaluates frames on small arrays.
 
     `hook(kept, reader, run, args)` stands around every equation that reads channels: it
-    returns the outputs, calling `run` on operands of its choice. `flat` inlines calls whose body reads channels, giving up their derivative rules.
+    returns the outputs, calling `run` on operands of its choice. `flat` inlines calls
+    whose body reads channels, giving up their derivative rules.
     """
 
     def __init__(self, kept: Kept, hook: Hook | None = None, flat: bool = False):
@@ -197,7 +198,7 @@ class Evaluator:
     original = bind
 
     def plain(self, frame: Frame) -> bool:
-        """Whether a frame can be evaluated as it stands: nothing cut, nothing hooked."""
+        """Whether a frame can be evaluated as it stands: nothing cut or hooked."""
         if id(frame) not in self._plain:
             subs = [sub for subs in frame.subs.values() for sub in subs]
             self._plain[id(frame)] = (

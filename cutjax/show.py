@@ -40,7 +40,8 @@ def table(graph: Any) -> str:
     head = (
         f"{len(free)} groups to cut ({sum(g.size for g in free)} channels), "
         f"{len(graph.groups) - len(free)} pinned; tasks: {', '.join(graph.tasks)}; "
-        f"{cost.params:,} parameters, {cost.flops / 1e6:,.1f} MFLOPs for {_inputs(graph)}"
+        f"{cost.params:,} parameters, {cost.flops / 1e6:,.1f} MFLOPs for "
+        f"{_inputs(graph)}"
     )
     width = max((len(g.name) for g in graph.groups), default=4)
     reach = max((len(_tasks(g, graph)) for g in graph.groups), default=4)
@@ -60,7 +61,7 @@ def _inputs(graph: Any) -> str:
 
 
 def explain(graph: Any, name: str) -> str:
-    """Why the channels of a group, or of the axes of a parameter, are tied or pinned."""
+    """Why the channels of a group, or of a parameter's axes, are tied or pinned."""
     if name in graph:
         return _explain_group(graph, graph[name])
     paths = [p for p in graph.axes if p == name or p.endswith(f"/{name}")]

@@ -74,12 +74,12 @@ def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
     """The smaller pytree: only the kept channels of every member.
 
     Args:
-        params: the full parameters, or any pytree that mirrors them (momenta, averages).
+        params: the full parameters, or a pytree that mirrors them (momenta, averages).
         graph: their graph.
         keep: the channels to keep.
 
     Returns:
-        A pytree of the same structure; leaves of which nothing goes are the same arrays.
+        A pytree of the same structure; leaves that lose nothing are the same arrays.
 
     Raises:
         KeepError: the keep does not fit the graph.
@@ -155,8 +155,8 @@ def shrink(
         apply: the full function.
         graph: from `trace` of any function over the same parameters.
         keep: the channels to keep.
-        tasks: answer only these: in results that are dicts over the tasks (wherever they
-            stand, as in `(outputs, new_state)`) the others are gone, and so is the
+        tasks: answer only these: in results that are dicts over the tasks, wherever
+            they stand, as in `(outputs, new_state)`, the others are gone, and so is the
             state of parameters that none of these tasks needs.
 
     Returns:
@@ -266,7 +266,7 @@ def _complete(params: Any, graph: Graph, small: Mapping[str, Any], absent) -> An
             return params
         raise MismatchError(
             "the first argument holds none of the parameters of the graph, such as "
-            f"{next(iter(graph.shapes))!r}; call it as small_apply(small_params, *inputs)"
+            f"{next(iter(graph.shapes))!r}; call small_apply(small_params, *inputs)"
         )
     wrong = [
         f"{n!r} is {list(jnp.shape(leaf))}, not {list(small[n])}"

@@ -16,7 +16,7 @@ from cutjax.unify import Solver, Var, Where
 class Site(NamedTuple):
     """A place where channels are read: operand `at` is summed over its axes `axes`.
 
-    `inner` are the axes contracted; for a grouped convolution only those within a group.
+    `inner` are the axes contracted; of a grouped convolution only those in a group.
     `looped`: inside of a loop or branch, from where no value can be taken out.
     """
 

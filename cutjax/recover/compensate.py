@@ -1,8 +1,8 @@
-"""Closed-form compensation: readers refitted so that the child makes what the parent made.
+"""Closed-form compensation: readers refitted so that child and parent make the same.
 
 No labels and no gradient steps. Parent and child are walked in lockstep; at each reader
-b is what the child reads, already corrected upstream, and y what the parent makes there.
-The reader gets the kernel that minimises |b W' - y|^2 + lambda |W' - W|^2, where W is
+b is what the child reads, already corrected upstream, and y what the parent makes. The
+reader gets the kernel that minimises |b W' - y|^2 + lambda |W' - W|^2, where W is
 the kernel as cut: with little data it stays what it was.
 """
 
@@ -86,8 +86,8 @@ def compensate(
         progress: show a progress bar.
 
     Returns:
-        `(small_params, fits)`: as `cut` returns them but refitted, for the function that
-        `cut` returns; and the error of each reader before and after.
+        `(small_params, fits)`: as `cut` returns them, but refitted, for the function of
+        `cut`; and the error of each reader before and after.
 
     Raises:
         DataError: no calibration data, or NaN in what a reader sees.

@@ -71,7 +71,8 @@ def distillation(
             soft = jax.nn.softmax(y[f"{TEACHER}{task}"] / temperature)
             student = jax.nn.log_softmax(outputs[task] / temperature)
             teacher = jnp.log(jnp.maximum(soft, 1e-9))
-            each[task] = temperature**2 * jnp.mean(jnp.sum(soft * (teacher - student), -1))
+            divergence = jnp.sum(soft * (teacher - student), -1)
+            each[task] = temperature**2 * divergence.mean()
             if labels:
                 hard = optax.softmax_cross_entropy_with_integer_labels
                 each[task] += labels * hard(outputs[task], y[task]).mean()
@@ -99,8 +100,8 @@ def finetune(
     """Train the compact model to answer as the parent did.
 
     Args:
-        train_apply: the compact function in training,
-            `shrink(parent_train_apply, graph, keep)`: `(params, x) -> (outputs, updates)`.
+        train_apply: the compact function in training, `(params, x) -> (outputs,
+            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`.
         params: the compact parameters.
         data: training data from `teach`; nothing of it needs labels if `labels` is 0.
         tasks: the tasks to train.

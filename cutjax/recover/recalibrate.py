@@ -22,7 +22,7 @@ def recalibrate(
 
     A batch statistic is read off two updates, from zeros and from ones: a running
     average moves by `new = m * old + (1 - m) * batch`, whatever its momentum m.
-    Statistics named `mean` and `var` side by side combine as var = E[var_b] + Var[mean_b];
+    Statistics named `mean` and `var` side by side combine as E[var_b] + Var[mean_b];
     others are averaged.
 
     Args:
@@ -50,17 +50,17 @@ def recalibrate(
             )
 
         def moved(value: float) -> Any:
-            start = {k: jax.tree.map(lambda a: jnp.full_like(a, value), params[k]) for k in updates}
+            held = {key: params[key] for key in updates}
+            start = jax.tree.map(lambda a: jnp.full_like(a, value), held)
             return train_apply({**params, **start}, x)[1]
 
+        def batch(zero: Any, one: Any, old: Any) -> Any:
+            # A statistic that does not move (momentum 1) stays what it was.
+            kept = one - zero
+            return jnp.where(kept < 1, zero / (1 - kept), old)
+
         zeros, ones = moved(0.0), moved(1.0)
-        # A statistic that does not move (momentum 1) stays what it was.
-        return jax.tree.map(
-            lambda zero, one, old: jnp.where(one - zero < 1, zero / (1 - (one - zero)), old),
-            zeros,
-            ones,
-            {k: params[k] for k in updates},
-        )
+        return jax.tree.map(batch, zeros, ones, {k: params[k] for k in updates})
 
     seen = []
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):

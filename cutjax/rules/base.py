@@ -1,4 +1,4 @@
-"""What a rule is: what a primitive says about axes, and how it changes when they shrink.
+"""What a rule is: what a primitive says of axes, and how it changes when they shrink.
 
 A rule has up to three functions, side by side for each primitive:
 
@@ -61,7 +61,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(names: str, resize=None, evaluate=None):
-    """Decorate the `infer` of the primitives named; keyed by object, absent ones skipped.
+    """Decorate the `infer` of the primitives named; absent ones are skipped.
 
     Example:
         >>> from cutjax.rules import RULES

@@ -10,11 +10,12 @@ import numpy as np
 
 from cutjax.rules.base import Summed, rule
 
-UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e bitcast_convert_type
-cbrt ceil clz conj convert_element_type copy cos cosh digamma erf_inv erf erfc exp2 exp
-expm1 floor imag integer_pow is_finite lgamma log1p log2 log logistic name neg not
-one_minus_square population_count real reduce_precision round rsqrt sign sin sinh sqrt
-square stop_gradient tan tanh sharding_constraint polynomial"""
+UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e
+bitcast_convert_type cbrt ceil clz conj convert_element_type copy cos cosh
+digamma erf_inv erf erfc exp2 exp expm1 floor imag integer_pow is_finite
+lgamma log1p log2 log logistic name neg not one_minus_square
+population_count real reduce_precision round rsqrt sign sin sinh sqrt square
+stop_gradient tan tanh sharding_constraint polynomial"""
 NARY = """add_jaxvals add and atan2 clamp complex eq eq_to ge gt igamma_grad_a igamma
 igammac le le_to lt lt_to max min mulhi ne nextafter or polygamma pow
 regularized_incomplete_beta rem select_n shift_left shift_right_arithmetic

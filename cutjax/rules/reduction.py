@@ -21,7 +21,8 @@ def _sum(w, eqn, ins):
 
 
 @rule(
-    "reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin reduce"
+    "reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor reduce "
+    "argmax argmin"
 )
 def _pinning(w, eqn, ins):
     axes = eqn.params.get("axes", eqn.params.get("dimensions"))

@@ -109,7 +109,7 @@ def _root(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
 
 
 def _order(readers: list, gates: np.ndarray, damping: float) -> Float[np.ndarray, "_"]:
-    """Backward elimination; a channel's score is its cost when it goes, never falling."""
+    """Backward elimination; a channel's score is its cost as it goes, never falling."""
     n = len(gates)
     inverse, cost = [], []
     for gram, weight in readers:

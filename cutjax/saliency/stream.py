@@ -1,6 +1,7 @@
-"""Streaming calibration data: one shape for all batches, one compiled step, one pass."""
+"""Streaming calibration data: one shape for all batches, one step, one pass."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,9 +49,7 @@ def padded(
         size = size or n
         if n > size or n == 0:
             raise DataError(f"a batch of {n} examples after one of {size}")
-        inputs, targets = jax.tree.map(
-            lambda a, n=n: _pad(a, size - n), (inputs, targets)
-        )
+        inputs, targets = jax.tree.map(partial(_pad, more=size - n), (inputs, targets))
         yield inputs, targets, (np.arange(size) < n).astype(np.float32)
     if size == 0:
         raise DataError(

@@ -1,0 +1,220 @@
+"""A graph as plain JSON and back, so that a cut can run again without tracing.
+
+Lists stand wherever order matters: the order of the parameters is that of the leaves.
+Containers of the parameters are written down too (dict, list, tuple, None); of any
+other node only its type is, and the reader must bring the tree.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutjax.cost import Term
+from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
+from cutjax.graph import Graph, Group, Member
+
+Json = Any
+
+_LEAF = "*"
+_KEYS = ("threefry2x32", "rbg", "unsafe_rbg")
+
+
+def graph_to_json(graph: Graph) -> Json:
+    """All of a graph as JSON.
+
+    Args:
+        graph: from `trace`.
+
+    Returns:
+        Dicts, lists, strings and integers.
+    """
+    return {
+        "tasks": list(graph.tasks),
+        "inputs": list(graph.inputs),
+        "on_unknown": graph.on_unknown,
+        "tree": tree_to_json(graph.treedef),
+        "params": [
+            {
+                "path": path,
+                "array": struct_to_json(graph.shapes[path]),
+                "axes": [_axis_to_json(axis) for axis in axes],
+                "reach": list(graph.reach[path]),
+            }
+            for path, axes in graph.axes.items()
+        ],
+        "groups": [
+            {
+                "name": group.name,
+                "size": int(group.size),
+                "members": [[m.path, m.axis] for m in group.members],
+                "pinned": group.pinned,
+                "tasks": list(group.tasks),
+                "notes": list(group.notes),
+                "ties": list(group.ties),
+            }
+            for group in graph.groups
+        ],
+        "terms": [
+            [int(t.times), [_axis_to_json(a) for a in t.axes], list(t.tasks)]
+            for t in graph.terms
+        ],
+    }
+
+
+def graph_from_json(value: Json, treedef: Any = None) -> Graph:
+    """The graph that `graph_to_json` wrote.
+
+    Args:
+        value: what it wrote.
+        treedef: the structure of the parameters; needed where `value` does not hold it.
+
+    Returns:
+        A graph equal to the one written.
+
+    Raises:
+        KeyError, TypeError, ValueError: `value` is damaged.
+    """
+    params = {p["path"]: p for p in value["params"]}
+    axes = {n: tuple(_axis_from_json(a) for a in p["axes"]) for n, p in params.items()}
+    groups = [
+        Group(
+            name=g["name"],
+            size=g["size"],
+            members=tuple(Member(n, i, axes[n][i]) for n, i in g["members"]),
+            pinned=g["pinned"],
+            tasks=tuple(g["tasks"]),
+            notes=tuple(g["notes"]),
+            ties=tuple(g["ties"]),
+        )
+        for g in value["groups"]
+    ]
+    terms = [
+        Term(times, tuple(_axis_from_json(a) for a in some), tuple(tasks))
+        for times, some, tasks in value["terms"]
+    ]
+    return Graph(
+        groups=tuple(groups),
+        tasks=tuple(value["tasks"]),
+        axes=axes,
+        shapes={n: struct_from_json(p["array"]) for n, p in params.items()},
+        treedef=tree_from_json(value["tree"]) if treedef is None else treedef,
+        reach={n: tuple(p["reach"]) for n, p in params.items()},
+        terms=tuple(terms),
+        inputs=tuple(value["inputs"]),
+        on_unknown=value["on_unknown"],
+    )
+
+
+def _axis_to_json(axis: Axis) -> Json:
+    match axis:
+        case Leaf(name, size):
+            return ["group", name, int(size)]
+        case Fixed(size, reason):
+            return ["fixed", int(size), reason]
+        case Product(parts):
+            return ["product", *map(_axis_to_json, parts)]
+        case Concat(parts):
+            return ["concat", *map(_axis_to_json, parts)]
+
+
+def _axis_from_json(value: Json) -> Axis:
+    match value:
+        case ["group", str(name), int(size)]:
+            return Leaf(name, size)
+        case ["fixed", int(size), str(reason)]:
+            return Fixed(size, reason)
+        case ["product", *parts]:
+            return Product(tuple(map(_axis_from_json, parts)))
+        case ["concat", *parts]:
+            return Concat(tuple(map(_axis_from_json, parts)))
+    raise ValueError(f"not an axis: {value!r}")
+
+
+def tree_to_json(treedef: Any) -> Json:
+    """The containers of a pytree.
+
+    Example:
+        >>> tree_to_json(jax.tree.structure({"a": (1, None)}))
+        ['dict', ['a', ['tuple', '*', None]]]
+    """
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return _LEAF
+    kind, data = treedef.node_data() or (type(None), None)
+    parts = [tree_to_json(child) for child in treedef.children()]
+    if kind is type(None):
+        return None
+    if kind is dict and all(type(key) in (str, int) for key in data):
+        return ["dict", *([key, part] for key, part in zip(data, parts, strict=True))]
+    if kind is list or kind is tuple:
+        return [kind.__name__, *parts]
+    return ["custom", f"{kind.__module__}.{kind.__qualname__}"]
+
+
+def tree_from_json(value: Json) -> Any:
+    """The structure that `tree_to_json` wrote.
+
+    Raises:
+        ValueError: it holds a node that JSON cannot rebuild, or is damaged.
+    """
+
+    def build(node: Json) -> Any:
+        match node:
+            case None | "*":
+                return node
+            case ["dict", *items]:
+                return {key: build(part) for key, part in items}
+            case ["list", *parts]:
+                return [build(part) for part in parts]
+            case ["tuple", *parts]:
+                return tuple(build(part) for part in parts)
+        raise ValueError(f"not a container that JSON can rebuild: {node!r}")
+
+    return jax.tree.structure(build(value))
+
+
+def custom_node(value: Json) -> str | None:
+    """The type of the first node that JSON cannot rebuild, or None."""
+    match value:
+        case ["custom", str(kind)]:
+            return kind
+        case ["dict", *items]:
+            parts = [part for _, part in items]
+        case ["list" | "tuple", *parts]:
+            pass
+        case _:
+            return None
+    return next((kind for part in parts if (kind := custom_node(part))), None)
+
+
+def struct_to_json(leaf: Any) -> Json:
+    """A shape and dtype as `[dtype, *shape]`."""
+    return [str(leaf.dtype), *map(int, leaf.shape)]
+
+
+def struct_from_json(value: Json) -> jax.ShapeDtypeStruct:
+    """The shape and dtype that `struct_to_json` wrote.
+
+    Raises:
+        TypeError, ValueError: the dtype is unknown here, or `value` is damaged.
+    """
+    dtype, *shape = value
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"not a shape: {shape!r}")
+    impl = key_impl(dtype)
+    if impl is None:
+        return jax.ShapeDtypeStruct(tuple(shape), np.dtype(jnp.dtype(dtype)))
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    return jax.ShapeDtypeStruct(tuple(shape), key.dtype)
+
+
+def key_impl(dtype: Any) -> str | None:
+    """The generator of random keys of this dtype; None if these are no keys."""
+    if not str(dtype).startswith("key<"):
+        return None
+    for impl in _KEYS:
+        key = jax.eval_shape(lambda impl=impl: jax.random.key(0, impl=impl))
+        if str(key.dtype) == str(dtype):
+            return impl
+    raise ValueError(f"random keys of an unknown generator: {dtype}")
