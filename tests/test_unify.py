@@ -10,20 +10,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutjax.resize import Kept
+from cutjax import dims
+from cutjax.dims import Fixed, Leaf
+from cutjax.resize import Kept, freeze, to_var
 from cutjax.unify import CONCAT, PRODUCT, Solver, Var, find, leaf_vars, parts_of
 
 
 class World(NamedTuple):
-    """Axes so far, and what numpy says of the masks of some of them."""
+    """Axes so far, what numpy says of the masks of some of them, and the steps taken."""
 
     solver: Solver
     pool: list[Var]
     laws: list[tuple[str, Any]]
+    steps: list[tuple[str, tuple[int, ...]]]
 
     def add(self, size: int) -> Var:
         self.pool.append(self.solver.new(size))
         return self.pool[-1]
+
+    def take(self, kind: str, axes: tuple[int, ...], *more: int) -> None:
+        """A step, its axes by their place in the pool, so that it can be repeated."""
+        self.steps.append((kind, (axes, more)))
+        getattr(self, kind)(*(self.pool[i] for i in axes), *more)
 
     def split(self, var: Var, outer: int) -> tuple[Var, Var]:
         """A reshape of one axis into two."""
@@ -59,7 +67,7 @@ class World(NamedTuple):
 
 
 def world(solver: Solver | None = None) -> World:
-    return World(solver or Solver(), [], [])
+    return World(solver or Solver(), [], [], [])
 
 
 def masks(pool: list[Var], seed: int) -> Kept:
@@ -105,40 +113,96 @@ def divisors(n: int) -> list[int]:
 
 def random_step(w: World, draw: st.DrawFn) -> None:
     kind = draw(st.sampled_from(["split", "merge", "concat", "slice", "equal", "pin"]))
-    a = draw(st.sampled_from(w.pool))
+    at = draw(st.integers(0, len(w.pool) - 1))
+    size = w.pool[at].size
     if kind == "split":
-        w.split(a, draw(st.sampled_from(divisors(a.size))))
+        w.take(kind, (at,), draw(st.sampled_from(divisors(size))))
     elif kind == "slice":
-        start = draw(st.integers(0, a.size - 1))
-        w.slice(a, start, draw(st.integers(start + 1, a.size)))
+        start = draw(st.integers(0, size - 1))
+        w.take(kind, (at,), start, draw(st.integers(start + 1, size)))
     elif kind == "pin" and draw(st.integers(0, 3)) == 0:
-        w.pin(a)
+        w.take(kind, (at,))
     elif kind == "equal":
-        w.equal(a, draw(st.sampled_from([b for b in w.pool if b.size == a.size])))
+        alike = [i for i, v in enumerate(w.pool) if v.size == size]
+        w.take(kind, (at, draw(st.sampled_from(alike))))
     elif kind in ("merge", "concat"):
-        b = draw(st.sampled_from(w.pool))
-        size = a.size * b.size if kind == "merge" else a.size + b.size
-        if size <= 48:
-            (w.merge if kind == "merge" else w.concat)(a, b)
+        other = draw(st.integers(0, len(w.pool) - 1))
+        more = w.pool[other].size
+        if (size * more if kind == "merge" else size + more) <= 48:
+            w.take(kind, (at, other))
+
+
+BASES = st.lists(st.sampled_from([1, 2, 3, 4, 6, 12, 12]), min_size=2, max_size=4)
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> World:
-    """Some axes (12 is rich in divisors) and some steps."""
-    w = world()
-    for size in draw(
-        st.lists(st.sampled_from([1, 2, 3, 4, 6, 12, 12]), min_size=2, max_size=4)
-    ):
+def programs(draw: st.DrawFn) -> tuple[World, int]:
+    """Some axes (12 is rich in divisors) and some steps; and how many axes they were."""
+    w, sizes = world(), draw(BASES)
+    for size in sizes:
         w.add(size)
     for _ in range(draw(st.integers(1, 9))):
         random_step(w, draw)
-    return w
+    return w, len(sizes)
 
 
 @settings(max_examples=200, deadline=None)
 @given(programs(), st.integers(0, 9))
-def test_masks_follow_reshapes_concatenations_and_slices(w, seed):
-    check(w, seed)
+def test_masks_follow_reshapes_concatenations_and_slices(program, seed):
+    check(program[0], seed)
+
+
+def again(w: World, bases: int, seed: int) -> None:
+    """Inference over axes already solved finds nothing new: what `shrink` rests on."""
+    names: dict[Var, str] = {}
+
+    def name(var: Var) -> Leaf | Fixed:
+        if var.pins or var.size == 1:
+            return Fixed(var.size)
+        return Leaf(names.setdefault(var, f"g{len(names)}"), var.size)
+
+    axes = [freeze(var, name) for var in w.pool[:bases]]
+    second, table = world(), {}
+    second.pool.extend(to_var(second.solver, axis, table) for axis in axes)
+    for kind, (at, more) in w.steps:
+        second.take(kind, at, *more)
+    rng, kept = np.random.default_rng(seed), Kept()
+    keep = {n: rng.random(table[n].size) < 0.6 for n in table}
+    for group, mask in keep.items():
+        # Raises where the second inference pins, ties or splits what the first left.
+        kept.assign(table[group], mask, group)
+    for var, axis in zip(second.pool, axes, strict=False):
+        assert kept.mask(var).tolist() == dims.kept(axis, keep).tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(programs(), st.integers(0, 9))
+def test_inference_over_solved_axes_finds_nothing_new(program, seed):
+    again(*program, seed)
+
+
+def shuffle_units(units: int) -> World:
+    """ShuffleNet v2: a half passes by, the halves are joined and dealt out."""
+    w = world()
+    w.add(8)
+    x = 0
+    for _ in range(units):
+        w.take("slice", (x,), 0, 4)
+        half = len(w.pool) - 1
+        w.take("add", (), 4)  # what the branch makes
+        w.take("concat", (half, half + 1))
+        w.take("split", (half + 2,), 2)
+        w.take("merge", (half + 4, half + 3))
+        x = half + 5
+        w.take("slice", (x,), 4, 8)  # what the next branch reads
+    return w
+
+
+@pytest.mark.parametrize("units", [1, 2, 3])
+def test_shuffles_are_inferred_alike_twice(units):
+    w = shuffle_units(units)
+    check(w)
+    again(w, 1, 0)
 
 
 def refinement(*shapes: tuple[int, ...]) -> tuple[World, Var]:
