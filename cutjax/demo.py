@@ -136,8 +136,8 @@ def _recipes(
 
     def make(recipe: str, criterion: str, allocate=greedy, *, fit=False, train=False):
         start = time.perf_counter()
-        chosen = dict(tasks=subset, budget=budget, allocate=allocate)
-        keep, _ = plan(job.graph, scores[criterion], **chosen)
+        found = scores[criterion]
+        keep, _ = plan(job.graph, found, tasks=subset, budget=budget, allocate=allocate)
         apply, params = cut(job.apply, job.params, job.graph, keep, subset)
         if fit:
             full = (job.apply, job.params, job.graph, keep, data)
@@ -188,8 +188,8 @@ def _measure(job: Job, models: list[Model], progress: bool) -> list[dict[str, An
         for s in SUBSETS
     ]
     everyone = parents + models
-    shapes = {m: _widths(m) for m in range(len(everyone))}
-    unique = {key: everyone[i] for i, key in reversed(shapes.items())}
+    shapes = [_widths(model) for model in everyone]
+    unique = dict(zip(shapes, everyone, strict=True))
     names = {key: f"model {n}" for n, key in enumerate(unique)}
     timings = bench.measure(
         {names[key]: (m.apply, m.params) for key, m in unique.items()},

@@ -73,8 +73,8 @@ def gated_operand(kept: Kept, reader: Reader, args: Sequence[Any], gates: Gates)
     inner = {v for d in site.inner for v in leaf_vars(d)}
     for axis in site.axes:
         var = reader.ins[site.at].dims[axis]
-        found = ((v, kept.name(v)) for v in leaf_vars(var) if v in inner)
-        names = {v: name for v, name in found if name in gates}
+        found = {v: kept.name(v) or "" for v in leaf_vars(var) if v in inner}
+        names = {v: name for v, name in found.items() if name in gates}
         if names:
             shape = [1] * operand.ndim
             shape[axis] = -1

@@ -40,7 +40,7 @@ def _back(frame: Frame, outs: Sequence[int], marks: Marks) -> list[int]:
         if not every:
             continue
         marks[id(frame), index] = every
-        subs = frame.subs.get(index, ())
+        subs = frame.subs.get(index, [])
         through = len(subs) == 1 and _same_arity(subs[0], eqn)
         if through:
             needed = _back(subs[0], served, marks)

@@ -86,7 +86,7 @@ class Kept:
         return all(self.count(d) == d.size for d in value.dims)
 
 
-def _pieces(var: Var, mask: np.ndarray, name: str) -> list[np.ndarray]:
+def _pieces(var: Var, mask: np.ndarray, name: str) -> Sequence[Any]:
     parts = parts_of(var)
     sizes = [p.size for p in parts]
     if var.form != PRODUCT:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from cutjax._compat import Literal, open_jaxpr, primitive, user_line
 from cutjax.errors import TraceError
@@ -199,14 +200,14 @@ def _plain(const: Any) -> bool:
     return isinstance(
         const, np.generic | np.ndarray | float | int | jax.Array
     ) and not (
-        isinstance(const, jax.core.Tracer)
+        isinstance(const, Tracer)
         or jax.dtypes.issubdtype(
             getattr(const, "dtype", np.float32), jax.dtypes.prng_key
         )
     )
 
 
-def _folded(eqn: Any, ins: Sequence[Value], out: Any) -> np.generic | None:
+def _folded(eqn: Any, ins: Sequence[Value], out: Any) -> Any:
     """The value of a scalar computed from known scalars (`n - ddof` in a variance)."""
     fold = FOLDS.get(eqn.primitive)
     if fold is None or shape_of(out) or any(v.known is None for v in ins):

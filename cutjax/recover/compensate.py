@@ -106,17 +106,13 @@ def compensate(
     parent = list(named_leaves(params).values())
     alive = [_start(prog, x) for x in inputs]
     kernel, fits = None, []
-    for number, stop in enumerate(
-        tqdm(prog.stops, desc="compensate", disable=not progress, leave=False)
-    ):
+    bar = tqdm(prog.stops, desc="compensate", disable=not progress, leave=False)
+    for number, stop in enumerate(bar):
         reader, path = prog.reader(stop), kernel_path(prog, stop)
         wide = _features(reader) > most_features
         step = jax.jit(_measured(prog, number, reader, wide))
         pair = Pair(parent, list(child.values()))
-        total, kernels = None, None
-        for i, values in enumerate(alive):
-            alive[i], more, kernels = step(pair, values, kernel)
-            total = _add(total, more)
+        alive, total, kernels = _stream(step, pair, alive, kernel)
         if not all(np.isfinite(value).all() for value in total):
             raise DataError(f"what the reader of {path!r} sees is NaN or infinite")
         refit = _remixed if wide else _refitted
@@ -176,9 +172,17 @@ def _measured(prog: Program, number: int, reader: Reader, wide: bool) -> Callabl
     return step
 
 
-def _add(total: Moments | None, more: Moments) -> Moments:
-    more = jax.tree.map(lambda a: np.asarray(a, np.float64), more)
-    return more if total is None else jax.tree.map(np.add, total, more)
+def _stream(step: Callable, params: Pair, alive: list, kernel: Any):
+    """Take every batch through a segment; moments are summed in double precision."""
+    after: list[Any] = []
+    total: Any = 0.0
+    kernels: Any = None
+    for values in alive:
+        left, more, kernels = step(params, values, kernel)
+        after.append(left)
+        more = Moments(*(np.asarray(value, np.float64) for value in more))
+        total = Moments(*map(np.add, total, more)) if after[1:] else more
+    return after, total, kernels
 
 
 def _refitted(prog: Program, reader: Reader, m: Moments, kernels: Pair, damping: float):

@@ -89,7 +89,7 @@ def finetune(
     tasks: Sequence[str],
     epochs: int = 2,
     batch_size: int = 64,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-3,
     temperature: float = 2.0,
     labels: float = 0.0,
     seed: int = 0,

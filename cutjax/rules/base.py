@@ -13,8 +13,6 @@ parameters is not enough (control flow, counts, iota).
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cutjax._compat import primitive
 from cutjax.unify import Var
 
@@ -43,7 +41,7 @@ class Value(NamedTuple):
     """
 
     dims: tuple[Var, ...]
-    known: np.generic | None = None
+    known: Any = None
     summed: Summed | None = None
     data: bool = False
     param: int | None = None

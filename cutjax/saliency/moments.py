@@ -95,7 +95,7 @@ def collect(
             return more
         return jax.tree.map(jnp.add, state, more)._replace(kernels=kernels)
 
-    state = None
+    state: Any = None
     stream = padded(batches, tuple(losses), progress=progress, label="moments")
     for inputs, targets, weights in stream:
         state = step(state, params, inputs, targets, weights)
@@ -185,7 +185,7 @@ def _names(kept: Kept, reader: Reader, gates: Mapping[str, Any]) -> list[str]:
     """The gated groups that a reader reads."""
     at = reader.site.at
     found = (
-        kept.name(v)
+        kept.name(v) or ""
         for axis in channel_axes(reader, at)
         for v in leaf_vars(reader.ins[at].dims[axis])
     )
