@@ -7,6 +7,7 @@ them replaced. Each breakage is one that a careless implementation would have.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace

@@ -38,7 +38,7 @@ def test_shrink_equals_mask(name: str, seed: int) -> None:
     laws.check_shrink_equals_mask(CJ, NETS[name](), seed)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", STATISTIC)
 def test_shrink_equals_narrow(name: str, seed: int) -> None:
     laws.check_shrink_equals_narrow(CJ, NETS[name](), seed)
@@ -51,7 +51,7 @@ def test_every_statistic_has_an_oracle() -> None:
 
 @every
 def test_mask_is_zero_where_the_cut_removes(name: str) -> None:
-    laws.check_mask(CJ, NETS[name](), 3)
+    laws.check_mask(CJ, NETS[name](), 0)
 
 
 @every
@@ -63,24 +63,24 @@ def test_full_keep_changes_nothing(name: str) -> None:
 def test_permutation_changes_nothing(name: str) -> None:
     if not NETS[name]().permutable:
         pytest.skip("a constant inside tells the channels apart")
-    laws.check_permutation(CJ, NETS[name](), 4)
+    laws.check_permutation(CJ, NETS[name](), 0)
 
 
 @every
 def test_cut_for_a_task(name: str) -> None:
-    laws.check_tasks(CJ, NETS[name](), 5)
+    laws.check_tasks(CJ, NETS[name](), 0)
 
 
 @every
 def test_gates(name: str) -> None:
-    laws.check_gates(CJ, NETS[name](), 6)
+    laws.check_gates(CJ, NETS[name](), 0)
 
 
 @every
 def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     if not NETS[name]().true_derivative:
         pytest.skip("the activation's derivative is not its slope")
-    laws.check_gate_gradient(CJ, NETS[name](), 7)
+    laws.check_gate_gradient(CJ, NETS[name](), 0)
 
 
 @every
@@ -91,41 +91,41 @@ def test_gate_gradient_is_that_of_the_readers(name: str) -> None:
 
 
 @every
-@pytest.mark.parametrize("seed", [None, 8, 9])
+@pytest.mark.parametrize("seed", [None, 0, 1])
 def test_cost_is_what_is_counted(name: str, seed: int | None) -> None:
     laws.check_cost(CJ, NETS[name](), seed)
 
 
 @pytest.mark.parametrize("name", ["mlp_tasks", "resnet18", "decoder", "scanned"])
 def test_two_batches_compile_once(name: str) -> None:
-    laws.check_compiles_once(CJ, NETS[name](), 10)
+    laws.check_compiles_once(CJ, NETS[name](), 0)
 
 
 @every
 def test_another_batch_size(name: str) -> None:
-    laws.check_other_batch(CJ, NETS[name](), 11)
+    laws.check_other_batch(CJ, NETS[name](), 0)
 
 
 @every
 def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
-    laws.check_grad(CJ, NETS[name](), 12)
+    laws.check_grad(CJ, NETS[name](), 0)
 
 
 @every
 def test_vmap_of_the_small_function(name: str) -> None:
-    laws.check_vmap(CJ, NETS[name](), 13)
+    laws.check_vmap(CJ, NETS[name](), 0)
 
 
 @every
 def test_second_cut(name: str) -> None:
-    laws.check_second_cut(CJ, NETS[name](), 14)
+    laws.check_second_cut(CJ, NETS[name](), 0)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_train_mode(name: str) -> None:
-    laws.check_train(CJ, NETS[name](), 15)
+    laws.check_train(CJ, NETS[name](), 0)
 
 
 def test_compiled_program_holds_no_full_size() -> None:

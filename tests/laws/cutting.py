@@ -9,15 +9,13 @@ import numpy as np
 from nets import Net
 
 from .tools import (
+    Case,
     answers,
     attempt,
+    case_of,
     close,
     count,
     graph_of,
-    indices,
-    kept_positions,
-    leaves_of,
-    random_keep,
     run,
     run_full,
 )
@@ -25,40 +23,25 @@ from .tools import (
 
 def check_shrink_equals_mask(cj: Any, net: Net, seed: int) -> None:
     """The small function equals the masked one, where no statistic crosses."""
-    graph = graph_of(cj, net)
-    keep = random_keep(graph, seed, exact=net.exact)
-    masked = attempt(cj.mask, net.params, graph, keep)
-    small = attempt(cj.shrink, net.apply, graph, keep)
-    got = run(small, attempt(cj.cut_params, net.params, graph, keep), *net.inputs)
-    close(got, run(net.apply, masked, *net.inputs))
+    case = case_of(cj, net, seed, exact=net.exact)
+    close(case.small_out, case.masked_out)
 
 
 def check_shrink_equals_narrow(cj: Any, net: Net, seed: int) -> None:
     """The small function equals the same code built narrower, statistics and all."""
-    graph = graph_of(cj, net)
-    keep = random_keep(graph, seed)
-    small_params = attempt(cj.cut_params, net.params, graph, keep)
-    narrow = attempt(net.narrow, kept_positions(cj, net, keep))
-    want = run(narrow, small_params, *net.inputs)
-    small = attempt(cj.shrink, net.apply, graph, keep)
-    close(run(small, small_params, *net.inputs), want)
+    case = case_of(cj, net, seed)
+    narrow = attempt(net.narrow, case.kept)
+    close(case.small_out, run(narrow, case.params, *net.inputs))
 
 
 def check_mask(cj: Any, net: Net, seed: int) -> None:
     """A mask is zero where the cut removes, and touches nothing else."""
-    graph = graph_of(cj, net)
-    keep = random_keep(graph, seed)
-    masked = attempt(cj.mask, net.params, graph, keep)
-    pairs = zip(
-        leaves_of(net.params),
-        jax.tree.leaves(masked),
-        jax.tree.leaves(indices(cj, net, keep)),
-        strict=True,
-    )
-    for (path, full), got, index in pairs:
-        want = np.zeros(full.size, full.dtype)
-        want[index.ravel()] = np.asarray(full).ravel()[index.ravel()]
-        assert np.array_equal(np.asarray(got).ravel(), want), f"mask of {path}"
+    case = case_of(cj, net, seed)
+    full, masked, index = map(jax.tree.leaves, (net.params, case.masked, case.index))
+    for leaf, got, kept in zip(full, masked, index, strict=True):
+        want = np.zeros(leaf.size, leaf.dtype)
+        want[kept.ravel()] = np.asarray(leaf).ravel()[kept.ravel()]
+        assert np.array_equal(np.asarray(got).ravel(), want), "mask and cut differ"
 
 
 def check_full_keep(cj: Any, net: Net) -> None:
@@ -80,31 +63,41 @@ def check_full_keep(cj: Any, net: Net) -> None:
 
 def check_tasks(cj: Any, net: Net, seed: int) -> None:
     """A cut for one task answers that task as the mask does, with fewer parameters."""
-    graph = graph_of(cj, net)
-    keep = random_keep(graph, seed, exact=net.exact)
-    masked = attempt(cj.mask, net.params, graph, keep)
-    want = answers(run(net.apply, masked, *net.inputs))
-    whole = attempt(cj.cut, net.apply, net.params, graph, keep)
+    case = case_of(cj, net, seed, exact=net.exact)
+    want = answers(case.masked_out)
     for task in net.tasks:
-        kw = {"tasks": (task,)}
-        small, params = attempt(cj.cut, net.apply, net.params, graph, keep, **kw)
+        small, params = _cut(cj, case, (task,))
         got = answers(run(small, params, *net.inputs))
         assert set(got) == {task}, f"asked for {task}, got {set(got)}"
         close(got[task], want[task])
         if len(net.tasks) > 1:
-            assert count(params) < count(whole[1]), f"{task} kept every parameter"
-        cost = attempt(graph.cost, keep, (task,))
+            assert count(params) < count(case.params), f"{task} kept every parameter"
+        cost = attempt(case.graph.cost, case.keep, (task,))
         assert cost.params == count(params), f"{cost.params}, counted {count(params)}"
-    close(answers(run(whole[0], whole[1], *net.inputs)), want)
+
+
+def _cut(cj: Any, case: Case, tasks: tuple[str, ...] | None) -> tuple[Any, Any]:
+    found = []
+
+    def cut(params: Any) -> Any:
+        small, params = cj.cut(
+            case.net.apply, params, case.graph, case.keep, tasks=tasks
+        )
+        found.append(small)
+        return params
+
+    params = run(cut, case.net.params)
+    return found[0], params
 
 
 def check_cost(cj: Any, net: Net, seed: int | None) -> None:
     """Predicted parameters and FLOPs are those counted in the smaller function."""
     graph = graph_of(cj, net)
-    keep = {} if seed is None else random_keep(graph, seed)
-    cost = attempt(graph.cost, keep) if keep else attempt(graph.cost)
-    params = attempt(cj.cut_params, net.params, graph, keep)
-    small = attempt(cj.shrink, net.apply, graph, keep)
+    if seed is None:
+        cost, params, small = attempt(graph.cost), net.params, net.apply
+    else:
+        case = case_of(cj, net, seed)
+        cost, params, small = attempt(graph.cost, case.keep), case.params, case.small
     assert cost.params == count(params), f"{cost.params}, counted {count(params)}"
     flops = attempt(cj.count_flops, small, params, *net.inputs)
     assert cost.flops == flops, f"{cost.flops} FLOPs, counted {flops}"

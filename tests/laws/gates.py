@@ -11,12 +11,12 @@ from nets import Net
 
 from .tools import (
     attempt,
+    case_of,
     close,
     free,
     graph_of,
     leaves_of,
     positions,
-    random_keep,
     run,
     run_full,
     uneven,
@@ -25,15 +25,12 @@ from .tools import (
 
 def check_gates(cj: Any, net: Net, seed: int) -> None:
     """Gates of one are the identity; gates of zero and one are the mask."""
-    graph = graph_of(cj, net)
-    gated = attempt(cj.gate, net.apply, graph)
-    ones = {group.name: jnp.ones(group.size) for group in free(graph)}
+    case = case_of(cj, net, seed, exact=net.exact)
+    gated = attempt(cj.gate, net.apply, case.graph)
+    ones = _ones(case.graph)
     close(run(gated, ones, net.params, *net.inputs), run_full(net), 2e-6)
-    keep = random_keep(graph, seed, exact=net.exact)
-    masked = attempt(cj.mask, net.params, graph, keep)
-    gates = ones | {name: jnp.asarray(k, jnp.float32) for name, k in keep.items()}
-    got = run(gated, gates, net.params, *net.inputs)
-    close(got, run(net.apply, masked, *net.inputs))
+    gates = ones | {name: jnp.asarray(k, "float32") for name, k in case.keep.items()}
+    close(run(gated, gates, net.params, *net.inputs), case.masked_out)
 
 
 def check_gate_gradient(cj: Any, net: Net, seed: int) -> None:
@@ -42,23 +39,22 @@ def check_gate_gradient(cj: Any, net: Net, seed: int) -> None:
     gated = attempt(cj.gate, net.apply, graph)
     with jax.enable_x64(True):
         rng = np.random.default_rng(seed)
-        params, inputs = jax.tree.map(_double, (net.params, net.inputs))
-        ones = {g.name: jnp.ones(g.size, jnp.float64) for g in free(graph)}
+        params, inputs, ones = jax.tree.map(
+            _double, (net.params, net.inputs, _ones(graph))
+        )
         along = {k: jnp.asarray(rng.normal(size=v.shape)) for k, v in ones.items()}
 
-        def loss(gates: Any) -> jax.Array:
+        def loss(step: jax.Array, params: Any, *inputs: Any) -> jax.Array:
+            gates = jax.tree.map(lambda g, v: g + step * v, ones, along)
             return uneven(gated(gates, params, *inputs))
 
-        def both(step: Any) -> Any:
-            slope = jax.jvp(loss, (ones,), (along,))[1]
-            up, down = (
-                loss(jax.tree.map(lambda g, v, h=h: g + h * v, ones, along))
-                for h in (step, -step)
-            )
-            return slope, (up - down) / (2 * step)
+        h, rest = jnp.asarray(1e-6, jnp.float64), (params, *inputs)
+        difference = (run(loss, h, *rest) - run(loss, -h, *rest)) / (2 * h)
+        close(run(jax.jacfwd(loss), h * 0, *rest), difference, 1e-6)
 
-        slope, difference = run(both, jnp.asarray(1e-6, jnp.float64))
-        close(slope, difference, 1e-6)
+
+def _ones(graph: Any) -> dict[str, jax.Array]:
+    return {group.name: jnp.ones(group.size, "float32") for group in free(graph)}
 
 
 def _double(x: Any) -> jax.Array:
@@ -72,12 +68,12 @@ def check_gate_scale(cj: Any, net: Net) -> None:
     """
     graph = graph_of(cj, net)
     gated = attempt(cj.gate, net.apply, graph)
-    ones = {group.name: jnp.ones(group.size) for group in free(graph)}
 
-    def loss(gates: Any, params: Any) -> jax.Array:
-        return uneven(gated(gates, params, *net.inputs))
+    def loss(gates: Any, params: Any, *inputs: Any) -> jax.Array:
+        return uneven(gated(gates, params, *inputs))
 
-    of_gates, of_params = run(jax.grad(loss, argnums=(0, 1)), ones, net.params)
+    both = jax.grad(loss, argnums=(0, 1))
+    of_gates, of_params = run(both, _ones(graph), net.params, *net.inputs)
     leaves, grads = jax.tree.leaves(net.params), jax.tree.leaves(of_params)
     paths = [path.split("/") for path, _ in leaves_of(net.params)]
     for group in free(graph):

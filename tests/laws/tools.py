@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -63,22 +64,75 @@ def random_keep(graph: Any, seed: int, least: int = 1, exact: bool = True) -> An
     return keep
 
 
-def indices(cj: Any, net: Net, keep: Any) -> Any:
-    """Per leaf, the flat positions that a cut keeps: the cut of an index tensor."""
-    index = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape), net.params)
-    cut = attempt(cj.cut_params, index, graph_of(cj, net), keep)
-    return jax.tree.map(np.asarray, cut)
+def cut_tree(cj: Any, tree: Any, graph: Any, keep: Any) -> Any:
+    """`cut_params` as one compiled program: one by one, its gathers compile slowly."""
+
+    def cut(tree: Any) -> Any:
+        return cj.cut_params(tree, graph, keep)
+
+    return run(cut, tree)
 
 
-def kept_positions(cj: Any, net: Net, keep: Any) -> Any:
-    """The function `kept(path, axis)` that `Net.narrow` reads its widths from."""
-    cut = dict(leaves_of(indices(cj, net, keep)))
-    shapes = {path: leaf.shape for path, leaf in leaves_of(net.params)}
+def index_tree(net: Net) -> Any:
+    """The parameters with every entry replaced by its flat position."""
+    return jax.tree.map(lambda x: np.arange(x.size).reshape(x.shape), net.params)
 
-    def kept(path: str, axis: int) -> np.ndarray:
-        return np.unique(np.unravel_index(cut[path], shapes[path])[axis])
 
-    return kept
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One keep of one net, and what several laws ask about it, computed once."""
+
+    cj: Any
+    net: Net
+    graph: Any
+    keep: Any
+
+    @functools.cached_property
+    def params(self) -> Any:
+        return cut_tree(self.cj, self.net.params, self.graph, self.keep)
+
+    @functools.cached_property
+    def masked(self) -> Any:
+        return run(lambda p: self.cj.mask(p, self.graph, self.keep), self.net.params)
+
+    @functools.cached_property
+    def small(self) -> Any:
+        return attempt(self.cj.shrink, self.net.apply, self.graph, self.keep)
+
+    @functools.cached_property
+    def small_out(self) -> Any:
+        return run(self.small, self.params, *self.net.inputs)
+
+    @functools.cached_property
+    def masked_out(self) -> Any:
+        return run(self.net.apply, self.masked, *self.net.inputs)
+
+    @functools.cached_property
+    def index(self) -> Any:
+        """Per leaf, the flat positions that the cut keeps."""
+        cut = cut_tree(self.cj, index_tree(self.net), self.graph, self.keep)
+        return jax.tree.map(np.asarray, cut)
+
+    def kept(self, path: str, axis: int) -> np.ndarray:
+        """What `Net.narrow` reads its widths from."""
+        shape = dict(leaves_of(self.net.params))[path].shape
+        return np.unique(
+            np.unravel_index(dict(leaves_of(self.index))[path], shape)[axis]
+        )
+
+
+_CASES: dict[Any, Case] = {}
+
+
+def case_of(cj: Any, net: Net, seed: int, least: int = 1, exact: bool = True) -> Case:
+    """The case of a random keep; shared by the laws that judge the same functions."""
+    functions = (cj.trace, cj.mask, cj.cut_params, cj.shrink)
+    key = (functions, net, seed, least, exact or net.exact)
+    if key not in _CASES:
+        graph = graph_of(cj, net)
+        keep = random_keep(graph, seed, least, exact)
+        _CASES[key] = Case(cj, net, graph, keep)
+    return _CASES[key]
 
 
 def leaves_of(tree: Any) -> list[tuple[str, Any]]:
@@ -87,9 +141,13 @@ def leaves_of(tree: Any) -> list[tuple[str, Any]]:
 
 @functools.cache
 def _positions(cut_params: Any, trace: Any, net: Net, name: str) -> Any:
-    """Per (leaf number, axis) of a group: where its channels sit, [channel, copies]."""
+    """Per (leaf number, axis) of a group: where its channels sit, [channel, copies].
+
+    Cutting to one channel leaves that channel and what is not of the group; the latter
+    is what all such cuts have in common.
+    """
     graph = _graph(trace, net)
-    index = jax.tree.map(lambda x: jnp.arange(x.size).reshape(x.shape), net.params)
+    index = index_tree(net)
     shapes = [x.shape for x in jax.tree.leaves(net.params)]
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     for channel in np.eye(graph[name].size, dtype=bool):
@@ -102,7 +160,12 @@ def _positions(cut_params: Any, trace: Any, net: Net, name: str) -> Any:
                 if leaf.shape[axis] != shape[axis]:
                     there = found.setdefault((number, axis), [])
                     there.append(np.unique(where[axis]))
-    return {key: np.stack(rows) for key, rows in found.items()}
+    return {key: _own(rows) for key, rows in found.items()}
+
+
+def _own(rows: list[np.ndarray]) -> np.ndarray:
+    shared = functools.reduce(np.intersect1d, rows)
+    return np.stack([np.setdiff1d(row, shared) for row in rows])
 
 
 def positions(cj: Any, net: Net, name: str) -> Any:

@@ -94,27 +94,31 @@ def lstm() -> Net:
 
 @specimen
 def loops() -> Net:
-    """A counted loop over one weight, a branch taken by the data, a while loop."""
+    """A counted loop over one weight, then a while loop."""
 
     def apply(p: Any, x: jax.Array) -> jax.Array:
         h = jax.nn.relu(dense(p["first"], x))
         h = lax.fori_loop(0, 3, lambda _, h: jnp.tanh(dense(p["again"], h)), h)
-        yes, no = (lambda h, n=n: jax.nn.relu(dense(p[n], h)) for n in ("yes", "no"))
-        h = lax.cond(x.sum() > 0, yes, no, h)
-        _, h = lax.while_loop(
-            lambda s: s[0] < 2, lambda s: (s[0] + 1, s[1] / 2), (0, h)
-        )
+        halve = (lambda s: s[0] < 2), (lambda s: (s[0] + 1, s[1] / 2))
+        _, h = lax.while_loop(*halve, (0, h))
         return dense(p["last"], h)
 
-    params = tree(
-        first=layer(4, 6),
-        again=layer(6, 6),
-        yes=layer(6, 5),
-        no=layer(6, 5),
-        last=layer(5, 2),
-    )
+    params = tree(first=layer(4, 6), again=layer(6, 6), last=layer(6, 2))
     known = {"reverse": False, "by_weights": False}
-    return Net("loops", apply, params, (normal(2, 4),), (5, 6), **known)
+    return Net("loops", apply, params, (normal(2, 4),), (6,), **known)
+
+
+@specimen
+def branches() -> Net:
+    """The data choose one of two layers; both write the same channels."""
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        h = jax.nn.relu(dense(p["first"], x))
+        yes, no = (lambda h, n=n: jax.nn.relu(dense(p[n], h)) for n in ("yes", "no"))
+        return dense(p["last"], lax.cond(x.sum() > 0, yes, no, h))
+
+    params = tree(first=layer(4, 6), yes=layer(6, 5), no=layer(6, 5), last=layer(5, 2))
+    return Net("branches", apply, params, (normal(2, 4),), (5, 6))
 
 
 class NnxNet(nnx.Module):

@@ -34,7 +34,7 @@ class Vgg(nn.Module):
 
 @specimen
 def vgg() -> Net:
-    return linen("vgg", Vgg(), normal(2, 8, 8, 3), train=True, expected=(6, 10, 12))
+    return linen("vgg", Vgg(), normal(8, 8, 8, 3), train=True, expected=(6, 10, 12))
 
 
 class Basic(nn.Module):
