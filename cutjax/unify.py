@@ -216,15 +216,33 @@ class Solver:
             return halves
         if var.form == PRODUCT:
             return self._factor_product(var, outer)
-        if any(p.size % inner for p in parts_of(var)):
-            return None
-        pairs = [self._factor(p, p.size // inner) for p in parts_of(var)]
-        if any(pair is None for pair in pairs):
-            return None
-        firsts, rests = zip(*pairs, strict=True)
-        for rest in rests[1:]:
-            self.unify(rest, rests[0])
-        return self.concat(firsts), rests[0]
+        return self._factor_concat(var, inner)
+
+    def _factor_concat(self, var: Var, inner: int) -> tuple[Var, Var] | None:
+        """Chunks of size `inner` laid end to end, all of them alike."""
+        outers: list[Var] = []
+        alike: list[Var] = []
+        while True:
+            first, *rest = parts_of(var) if find(var).form == CONCAT else (find(var),)
+            if first.size % inner == 0:
+                halves = self._factor(first, first.size // inner)
+            else:
+                # The chunk spans several parts: cut it off, wherever it ends.
+                cut = self._cut(var, inner) if var.size > inner else (var, None)
+                if cut is None:
+                    return None
+                halves = (Var(1), cut[0])
+                rest = [] if cut[1] is None else [cut[1]]
+            if halves is None:
+                return None
+            outers.append(halves[0])
+            alike.append(halves[1])
+            if not rest:
+                break
+            var = self.concat(rest)
+        for other in alike[1:]:
+            self.unify(other, alike[0])
+        return self.concat(outers), alike[0]
 
     def _factor_product(self, var: Var, outer: int) -> tuple[Var, Var] | None:
         head: list[Var] = []

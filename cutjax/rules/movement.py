@@ -161,7 +161,7 @@ def _padding(k, eqn, ins, outs):
     for (lo, hi, inner), d, out in zip(
         eqn.params["padding_config"], ins[0].dims, outs[0].dims, strict=True
     ):
-        if k.count(d) != d.size:
+        if k.count(out) != out.size:
             mask = k.mask(out)
             lo, hi = int(mask[:lo].sum()), int(mask[mask.size - hi :].sum())
         config.append((lo, hi, inner))
