@@ -71,7 +71,9 @@ def leaves(axis: Axis) -> Iterator[Leaf]:
             return
 
 
-def fold(axis: Axis, leaf: Callable[[str, int], Any], fixed: Callable[[int], Any]):
+def fold(
+    axis: Axis, leaf: Callable[[str, int], Any], fixed: Callable[[int], Any]
+) -> Any:
     """A vector over the positions of `axis` from one vector per group.
 
     Args:

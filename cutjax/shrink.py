@@ -313,6 +313,7 @@ def cut(
         KeepError: unknown task, or a keep that does not fit.
         MismatchError: the parameters do not match the graph.
     """
+    check_params(params, graph)
     small = cut_params(params, graph, keep)
     small_apply = shrink(apply, graph, keep, tasks)
     absent = frozenset(graph.shapes) - needed(graph, tasks)

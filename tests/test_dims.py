@@ -1,4 +1,4 @@
-"""Axes against a model that lists, position by position, the channels that meet there."""
+"""Axes against a model that lists, by position, the channels that meet there."""
 
 import itertools
 from collections.abc import Callable

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cutjax import fuse
-from cutjax.errors import DataError, KeepError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cutjax import fuse
+from cutjax.errors import DataError, KeepError
 
 SIZES = {"a": 5, "b": 3, "c": 4}
 TOTAL = sum(SIZES.values())
@@ -30,7 +31,7 @@ def flat(scores: dict[str, np.ndarray]) -> np.ndarray:
 
 @st.composite
 def scores(draw: st.DrawFn, ties: bool = False) -> Scores:
-    """Two to five tasks; no two scores of a task are alike, unless ties are asked for."""
+    """Two to five tasks; no two scores of one are alike, unless `ties`."""
     number = draw(st.integers(2, 5))
     out = {}
     for t in range(number):
@@ -201,7 +202,7 @@ def test_errors_are_clear():
     with pytest.raises(DataError, match="NaN or infinite"):
         fuse.mean({"x": one, "y": grouped(np.full(TOTAL, np.nan))})
     for weights in ({"x": 1.0}, {"x": 0.0, "y": 0.0}, {"x": 1.0, "z": 1.0}):
-        with pytest.raises(KeepError, match="weights .* do not fit"):
+        with pytest.raises(KeepError, match=r"weights .* do not fit"):
             fuse.mean(both, weights)
 
 

@@ -506,7 +506,8 @@ def test_random_is_seeded_and_covers_every_free_group(conv_graph):
 def test_saliency_calls_any_criterion(conv_graph):
     def mine(apply, params, graph, losses, batches, *, progress):
         return {
-            task: {g.name: np.arange(g.size) for g in graph.free} for task in losses
+            task: {g.name: np.arange(g.size, dtype=np.float32) for g in graph.free}
+            for task in losses
         }
 
     got = cj.saliency(conv_net, CONV, conv_graph, LOSSES, [], criterion=mine, **QUIET)
@@ -530,7 +531,7 @@ def test_errors_of_data_are_clear(conv_graph, name):
 
     with pytest.raises(DataError, match="calibration data is empty"):
         score(LOSSES, [])
-    with pytest.raises(DataError, match="no target for task 'smile'.*known: 'age'"):
+    with pytest.raises(DataError, match=r"no target for task 'smile'.*known: 'age'"):
         score(LOSSES, [(x, {"age": y["age"]})])
     with pytest.raises(KeepError, match="no task 'smlie'; nearest: 'smile'"):
         score({"smlie": entropy}, [(x, {"smlie": y["smile"]})])

@@ -1,7 +1,8 @@
-"""Unification against index arrays: what numpy does to positions, variables must too."""
+"""Unification against index arrays: what numpy does to positions, variables do."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from cutjax.unify import CONCAT, PRODUCT, Solver, Var, find, leaf_vars, parts_of
 
 
 class World(NamedTuple):
-    """Axes so far, what numpy says of the masks of some of them, and the steps taken."""
+    """Axes so far, what numpy says of the masks of some, and the steps taken."""
 
     solver: Solver
     pool: list[Var]
@@ -137,7 +138,7 @@ BASES = st.lists(st.sampled_from([1, 2, 3, 4, 6, 12, 12]), min_size=2, max_size=
 
 @st.composite
 def programs(draw: st.DrawFn) -> tuple[World, int]:
-    """Some axes (12 is rich in divisors) and some steps; and how many axes they were."""
+    """Some axes (12 is rich in divisors) and some steps; and how many they were."""
     w, sizes = world(), draw(BASES)
     for size in sizes:
         w.add(size)
@@ -341,7 +342,7 @@ def test_different_sizes_cannot_be_equal():
 def test_chains_of_links_are_found_in_a_step():
     solver = Solver()
     chain = solver.news([3] * 50)
-    for a, b in zip(chain, chain[1:], strict=False):
+    for a, b in itertools.pairwise(chain):
         solver.unify(a, b)
     assert len({id(find(v)) for v in chain}) == 1
 

@@ -101,7 +101,9 @@ def compensate(
     inputs = _inputs(batches)
     small = cut_params(params, graph, keep)
     prog = program(select(apply, chosen), graph, keep, inputs[0])
-    prog = prog._replace(stops=tuple(_refittable(prog, most_features)))
+    used = needed(graph, tasks)
+    stops = _refittable(prog, most_features)
+    prog = prog._replace(stops=tuple(s for s in stops if kernel_path(prog, s) in used))
     child = named_leaves(small)
     parent = list(named_leaves(params).values())
     alive = [_start(prog, x) for x in inputs]
@@ -120,7 +122,7 @@ def compensate(
         fits.append(fit._replace(path=path))
         child = {**child, path: pull_back(prog, stop, kernel, child[path])}
     out = jax.tree.unflatten(graph.treedef, list(child.values()))
-    absent = frozenset(graph.shapes) - needed(graph, tasks)
+    absent = frozenset(graph.shapes) - used
     return pruned(out, lambda name, _: name in absent), fits
 
 

@@ -1,0 +1,398 @@
+"""Every way to call cutjax wrongly: the error says what, where, and what works."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cutjax as cj
+from cutjax.errors import (
+    BudgetError,
+    CutjaxError,
+    DataError,
+    KeepError,
+    MismatchError,
+    TraceError,
+)
+
+X = jnp.ones((2, 3))
+HERE = "test_errors.py"
+
+
+def apply(p: Any, x: jax.Array) -> dict[str, jax.Array]:
+    h = jax.nn.relu(x @ p["trunk"]["kernel"] + p["trunk"]["bias"])
+    return {"age": h @ p["age"], "smile": jnp.tanh(h @ p["wide"]) @ p["smile"]}
+
+
+PARAMS = {
+    "trunk": {"kernel": jnp.ones((3, 6)), "bias": jnp.ones(6)},
+    "age": jnp.ones((6, 1)),
+    "wide": jnp.ones((6, 5)),
+    "smile": jnp.ones((5, 2)),
+}
+TRUNK = "trunk/kernel:1"
+
+
+@pytest.fixture(scope="module")
+def graph() -> cj.Graph:
+    return cj.trace(apply, PARAMS, X)
+
+
+def mse(out: jax.Array, target: jax.Array) -> jax.Array:
+    return jnp.mean((out - target) ** 2)
+
+
+LOSSES = {"age": mse, "smile": mse}
+DATA = [(X, {"age": jnp.zeros((2, 1)), "smile": jnp.zeros((2, 2))})]
+
+
+def keep_of(**masks: Any) -> dict[str, np.ndarray]:
+    return {TRUNK: np.array([1, 1, 0, 1, 0, 1], bool), **masks}
+
+
+def test_all_errors_are_value_errors_of_one_family():
+    for error in (BudgetError, DataError, KeepError, MismatchError, TraceError):
+        assert issubclass(error, CutjaxError) and issubclass(error, ValueError)
+
+
+# Tasks. -----------------------------------------------------------------------------
+
+
+def test_an_unknown_task(graph):
+    want = "no task 'smlie'; nearest: 'smile'"
+    scores = cj.random(None, None, graph)
+    for call in (
+        lambda: cj.cut(apply, PARAMS, graph, keep_of(), tasks=("age", "smlie")),
+        lambda: cj.cut(apply, PARAMS, graph, keep_of(), tasks="smlie"),
+        lambda: cj.select(apply, "smlie")(PARAMS, X),
+        lambda: graph.cost(tasks=("smlie",)),
+        lambda: cj.plan(graph, scores, tasks="smlie", budget=cj.Budget(params=0.5)),
+        lambda: cj.taylor(apply, PARAMS, graph, {"smlie": mse}, DATA),
+        lambda: cj.compensate(apply, PARAMS, graph, keep_of(), DATA, tasks="smlie"),
+    ):
+        with pytest.raises(KeepError, match=want):
+            call()
+    with pytest.raises(KeepError, match=r"no task chosen.*\['age', 'smile'\]"):
+        cj.cut(apply, PARAMS, graph, keep_of(), tasks=())
+
+
+# Budgets. ---------------------------------------------------------------------------
+
+
+def test_a_budget_below_the_floors_says_the_least_possible(graph):
+    scores = cj.random(None, None, graph)
+    with pytest.raises(BudgetError) as caught:
+        cj.plan(graph, scores, budget=cj.Budget(params=0.1, floor=3))
+    # Three channels each: 3 x 3 + 3, 3 x 1, 3 x 3, 3 x 2 of 18 + 6 + 6 + 30 + 10.
+    said = str(caught.value)
+    assert "the least is 30 (0.429 of 70) with floor=3" in said
+    assert "try Budget(params=0.429)" in said
+    keep, info = cj.plan(graph, scores, budget=cj.Budget(params=0.429, floor=3))
+    assert info.cost.params == 30 and keep[TRUNK].sum() == 3
+
+
+# Parameters. ------------------------------------------------------------------------
+
+
+def without(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if k != name}
+
+
+WRONG = {
+    "missing": (without(PARAMS, "age"), "'age' is missing"),
+    "extra": ({**PARAMS, "more": jnp.ones(2)}, "'more' is not in the graph"),
+    "shape": (
+        {**PARAMS, "age": jnp.ones((7, 1))},
+        r"'age' is \[7, 1\], not \[6, 1\]",
+    ),
+    "transposed": (
+        {**PARAMS, "wide": jnp.ones((5, 6))},
+        r"'wide' is \[5, 6\], not \[6, 5\]",
+    ),
+    "list": (
+        list(PARAMS.values()),
+        "missing",
+    ),
+    "tuple": (
+        {**PARAMS, "trunk": tuple(PARAMS["trunk"].values())},
+        "'trunk/kernel' is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_parameters_that_do_not_match_the_graph(graph, wrong):
+    params, want = WRONG[wrong]
+    want = f"do not match the graph: .*{want}"
+    calls = [
+        lambda: cj.cut(apply, params, graph, keep_of()),
+        lambda: cj.l1(None, params, graph),
+        lambda: cj.compensate(apply, params, graph, keep_of(), DATA, progress=False),
+    ]
+    if wrong not in ("missing", "extra"):
+        # These two take any pytree that mirrors the parameters, such as momenta.
+        calls.append(lambda: cj.mask(params, graph, keep_of()))
+        calls.append(lambda: cj.cut_params(params, graph, keep_of()))
+    for call in calls:
+        with pytest.raises(MismatchError, match=want):
+            call()
+
+
+def test_what_holds_no_parameter_at_all_cannot_be_cut(graph):
+    for other in ({"foreign": jnp.ones(6)}, [jnp.ones(6)], jnp.ones(6)):
+        with pytest.raises(MismatchError, match="do not match the graph"):
+            cj.cut_params(other, graph, keep_of())
+
+
+@pytest.mark.parametrize("criterion", [cj.taylor, cj.fisher, cj.joint])
+@pytest.mark.parametrize("wrong", ["missing", "shape"])
+def test_criteria_check_the_parameters(graph, criterion, wrong):
+    params, _ = WRONG[wrong]
+    with pytest.raises(MismatchError, match="'age' is"):
+        criterion(apply, params, graph, LOSSES, DATA, progress=False)
+
+
+def test_other_containers_with_equal_leaves(graph):
+    class Bag(dict):
+        pass
+
+    jax.tree_util.register_pytree_with_keys(
+        Bag,
+        lambda b: (
+            [(jax.tree_util.DictKey(k), b[k]) for k in sorted(b)],
+            tuple(sorted(b)),
+        ),
+        lambda keys, values: Bag(zip(keys, values, strict=True)),
+    )
+    with pytest.raises(MismatchError, match="the containers differ"):
+        cj.compensate(apply, Bag(PARAMS), graph, keep_of(), DATA, progress=False)
+    with pytest.raises(MismatchError, match="the containers differ"):
+        cj.l1(None, Bag(PARAMS), graph)
+
+
+def test_the_small_function_wants_the_small_parameters(graph):
+    small_apply, small = cj.cut(apply, PARAMS, graph, keep_of())
+    assert small_apply(small, X)["age"].shape == (2, 1)
+    with pytest.raises(
+        MismatchError, match=r"not the cut parameters: .*\[6, 1\], not \[4"
+    ):
+        small_apply(PARAMS, X)
+    with pytest.raises(MismatchError, match="'age' is missing"):
+        small_apply(without(small, "age"), X)
+    with pytest.raises(MismatchError, match="'more' is not a parameter"):
+        small_apply({**small, "more": jnp.ones(2)}, X)
+
+
+def test_many_mismatches_are_counted_not_listed(graph):
+    params = jax.tree.map(lambda v: jnp.ones((*v.shape, 2)), PARAMS)
+    with pytest.raises(MismatchError, match=r"and 1 more$"):
+        cj.cut_params(params, graph, keep_of())
+
+
+def test_a_parameter_that_is_no_array():
+    with pytest.raises(MismatchError, match=r"'rate' is a str.*close over"):
+        cj.trace(apply, {**PARAMS, "rate": "fast"}, X)
+
+
+# Scores. ----------------------------------------------------------------------------
+
+
+def test_scores_that_are_nan(graph):
+    scores = cj.random(None, None, graph)
+    scores["age"] = {n: v.copy() for n, v in scores["age"].items()}
+    scores["age"][TRUNK][2] = np.nan
+    with pytest.raises(DataError, match=rf"scores\['age'\]\['{TRUNK}'\] are NaN"):
+        cj.plan(graph, scores, budget=cj.Budget(params=0.5))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        cj.fuse.union(scores)
+    poisoned = {**PARAMS, "age": PARAMS["age"] * jnp.nan}
+    with pytest.raises(DataError, match=f"taylor: 6 of 6 scores of group '{TRUNK}'"):
+        cj.taylor(apply, poisoned, graph, LOSSES, DATA, progress=False)
+
+
+# Keeps. -----------------------------------------------------------------------------
+
+BAD_KEEPS = {
+    "name": ({"trunk/kernal:1": np.ones(6, bool)}, f"nearest: '{TRUNK}'"),
+    "axis": ({"trunk/kernel:0": np.ones(6, bool)}, "trunk/kernel"),
+    "length": ({TRUNK: np.ones(5, bool)}, r"is bool\[5\], not bool\[6\]"),
+    "empty": ({TRUNK: np.zeros(6, bool)}, "keeps no channel; keep one at least"),
+    "pinned": ({"age:1": np.zeros(1, bool)}, "age:1"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_KEEPS)
+def test_keeps_that_do_not_fit(graph, bad):
+    keep, want = BAD_KEEPS[bad]
+    for call in (
+        lambda: cj.cut(apply, PARAMS, graph, keep),
+        lambda: cj.mask(PARAMS, graph, keep),
+        lambda: cj.cut_params(PARAMS, graph, keep),
+        lambda: cj.shrink(apply, graph, keep),
+        lambda: graph.cost(keep),
+        lambda: cj.compensate(apply, PARAMS, graph, keep, DATA, progress=False),
+    ):
+        with pytest.raises(KeepError, match=want):
+            call()
+
+
+WRONG_DTYPES = """
+import jax.numpy as jnp, numpy as np, cutjax as cj
+params = {"a": jnp.ones((3, 6)), "b": jnp.ones((6, 2))}
+apply = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+graph = cj.trace(apply, params, jnp.ones((2, 3)))
+for mask in (np.ones(6, int), np.array([0, 2]), [True] * 5, np.ones((6, 1), bool)):
+    try:
+        cj.cut(apply, params, graph, {"a:1": mask})
+    except cj.errors.KeepError as error:
+        print(error)
+"""
+
+
+def test_masks_of_another_type_as_users_see_it():
+    """Without the hook of conftest.py, which would refuse them by their annotation."""
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG_DTYPES],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "keep['a:1'] is int64[6], not bool[6]",
+        "keep['a:1'] is int64[2], not bool[6]",
+        "keep['a:1'] is bool[5], not bool[6]",
+        "keep['a:1'] is bool[6, 1], not bool[6]",
+    ]
+
+
+def test_cutting_a_pinned_group_says_why_it_is_pinned(graph):
+    out = next(g for g in graph.groups if g.pinned and g.size == 2)
+    with pytest.raises(KeepError, match="is pinned: the output of task 'smile'"):
+        cj.cut(apply, PARAMS, graph, {out.name: np.array([True, False])})
+    mine = cj.trace(apply, PARAMS, X, pin=TRUNK)
+    with pytest.raises(KeepError, match=f"'{TRUNK}' is pinned: pinned by the caller"):
+        cj.cut(apply, PARAMS, mine, keep_of())
+    kept, _ = cj.cut(apply, PARAMS, mine, {TRUNK: np.ones(6, bool)})
+    assert callable(kept)
+
+
+def test_a_pin_that_matches_nothing():
+    with pytest.raises(
+        KeepError, match=r"pin='trnk/\*' matches nothing; nearest: 'trunk"
+    ):
+        cj.trace(apply, PARAMS, X, pin=["trnk/*"])
+
+
+def test_a_gate_that_does_not_fit(graph):
+    gated = cj.gate(apply, graph)
+    with pytest.raises(KeepError, match=rf"'{TRUNK}' has shape .5,?., not .6"):
+        gated({TRUNK: jnp.ones(5)}, PARAMS, X)
+    with pytest.raises(KeepError, match=f"no group 'trunk:1'; nearest: '{TRUNK}'"):
+        gated({"trunk:1": jnp.ones(6)}, PARAMS, X)
+
+
+def test_a_function_that_needs_what_is_cut(graph):
+    """Another function over the same parameters that sums what was cut with data."""
+
+    def other(p, x):
+        return {"age": x @ p["trunk"]["kernel"] + jnp.arange(6.0) * x[:, :1]}
+
+    def flips(p, x):
+        return {"age": jnp.sort(x @ p["trunk"]["kernel"]) @ p["age"]}
+
+    small = cj.cut_params(PARAMS, graph, keep_of())
+    with pytest.raises(
+        KeepError, match=f"'{TRUNK}' cannot shrink in this function.*{HERE}"
+    ):
+        cj.shrink(flips, graph, keep_of())(small, X)
+    assert cj.shrink(other, graph, keep_of())(small, X)["age"].shape == (2, 4)
+
+
+# Data and inputs. -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", [cj.taylor, cj.fisher, cj.joint])
+def test_an_empty_calibration_set(graph, criterion):
+    for empty in ([], iter(())):
+        with pytest.raises(
+            DataError, match=r"calibration data is empty; .*pass a list"
+        ):
+            criterion(apply, PARAMS, graph, LOSSES, empty, progress=False)
+    none = [(X[:0], {t: v[:0] for t, v in DATA[0][1].items()})]
+    with pytest.raises(DataError, match=r"a batch of 0 examples|is empty"):
+        criterion(apply, PARAMS, graph, LOSSES, none, progress=False)
+
+
+def test_empty_data_for_compensation(graph):
+    for empty in ([], iter(())):
+        with pytest.raises(DataError, match="calibration data is empty"):
+            cj.compensate(apply, PARAMS, graph, keep_of(), empty, progress=False)
+
+
+def test_inputs_that_the_function_cannot_take():
+    want = r"cannot be called as apply\(params, float32\[2, 7\]\)"
+    with pytest.raises(MismatchError, match=want):
+        cj.trace(apply, PARAMS, jnp.ones((2, 7)))
+    with pytest.raises(MismatchError, match=r"apply\(params, \).*TypeError"):
+        cj.trace(apply, PARAMS)
+    with pytest.raises(MismatchError, match="int32"):
+        cj.trace(apply, PARAMS, jnp.ones((2, 3), jnp.int32), X)
+
+
+# Unknown primitives. ----------------------------------------------------------------
+
+
+def strange(p: Any, x: jax.Array) -> jax.Array:
+    h = jnp.tanh(x @ p["a"])
+    h = jnp.linalg.eigh(h.T @ h + jnp.eye(6))[1] @ h.T  # the strange line
+    return (h.T @ p["b"]) @ p["c"]
+
+
+STRANGE = {"a": jnp.ones((3, 6)), "b": jnp.ones((6, 5)), "c": jnp.ones((5, 2))}
+
+
+def line_of(comment: str) -> int:
+    with open(__file__) as file:
+        lines = [i for i, line in enumerate(file, 1) if line.rstrip().endswith(comment)]
+    return lines[0]
+
+
+def test_an_unknown_primitive_names_the_line_and_the_way_out():
+    with pytest.raises(TraceError) as caught:
+        cj.trace(strange, STRANGE, X)
+    said = str(caught.value)
+    assert "no rule for the primitive `eigh`" in said
+    assert re.search(rf"at .*{HERE}:{line_of('# the strange line')}\b", said), said
+    assert "cutjax.trace(..., on_unknown='pin')" in said
+
+
+def test_on_unknown_pin_keeps_whole_what_reaches_it():
+    graph = cj.trace(strange, STRANGE, X, on_unknown="pin")
+    assert [g.name for g in graph.free] == ["b:1"]
+    pinned = graph["a:1"].pinned
+    assert pinned is not None and "`eigh`" in pinned and HERE in pinned
+    keep = {"b:1": np.array([True, False, True, True, False])}
+    small_apply, small = cj.cut(strange, STRANGE, graph, keep)
+    masked = cj.mask(STRANGE, graph, keep)
+    got, want = small_apply(small, X), strange(masked, X)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert small["b"].shape == (6, 3)
+
+
+def test_on_unknown_takes_two_words():
+    with pytest.raises(CutjaxError, match="on_unknown='ignore'; it takes 'raise' or"):
+        cj.trace(strange, STRANGE, X, on_unknown="ignore")
+
+
+def test_saboteur_a_message_without_the_line_is_found_out():
+    """The search above is not satisfied by any line of this file."""
+    wrong = f"at {HERE}:{line_of('# the strange line') + 1}"
+    assert not re.search(rf"at .*{HERE}:{line_of('# the strange line')}\b", wrong)
