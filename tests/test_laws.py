@@ -1,7 +1,9 @@
 """Every law on every specimen net (design, section 11)."""
 
+import jax
 import laws
 import pytest
+from jax.extend.core import Primitive
 from laws import CJ
 from nets import NETS
 from saboteurs import PRIMES
@@ -13,7 +15,8 @@ STATISTIC = (
     *("vit_split", "decoder", "primes"),
 )
 
-every = pytest.mark.parametrize("name", NETS)
+# The scope orders the tests by net, so that what they share is computed once.
+every = pytest.mark.parametrize("name", list(NETS), scope="module")
 
 
 @every
@@ -130,3 +133,25 @@ def test_train_mode(name: str) -> None:
 
 def test_compiled_program_holds_no_full_size() -> None:
     laws.check_program(CJ, NETS["primes"](), PRIMES)
+
+
+strange = Primitive("strange")
+strange.def_abstract_eval(lambda x: x)
+
+
+def with_unknown(params, x):
+    return strange.bind(x @ params["first"]) @ params["last"]
+
+
+def test_unknown_primitive_raises_with_a_source_line() -> None:
+    params = {"first": jax.numpy.ones((3, 5)), "last": jax.numpy.ones((5, 2))}
+    with pytest.raises(Exception, match=r"(?s)strange.*test_laws\.py:\d+"):
+        CJ.trace(with_unknown, params, jax.numpy.ones((1, 3)))
+
+
+def test_unknown_primitive_can_be_pinned() -> None:
+    params = {"first": jax.numpy.ones((3, 5)), "last": jax.numpy.ones((5, 2))}
+    x = jax.numpy.ones((1, 3))
+    graph = CJ.trace(with_unknown, params, x, on_unknown="pin")
+    assert not laws.free(graph)
+    assert any("strange" in group.pinned for group in graph.groups)

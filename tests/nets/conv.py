@@ -55,8 +55,8 @@ class Basic(nn.Module):
 class ResNet18(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        x = nn.relu(norms(train)()(conv(4)(x)))
-        for stage, width in enumerate((4, 6, 8, 10)):
+        x = nn.relu(norms(train)()(conv(3)(x)))
+        for stage, width in enumerate((3, 4, 5, 6)):
             x = Basic(width, width, 1 + (stage > 0))(x, train)
             x = Basic(width, width)(x, train)
         x = x.mean((1, 2))
@@ -65,7 +65,7 @@ class ResNet18(nn.Module):
 
 @specimen
 def resnet18() -> Net:
-    expected = tuple(sorted(3 * (4, 6, 8, 10)))
+    expected = tuple(sorted(3 * (3, 4, 5, 6)))
     x, tasks = normal(2, 8, 8, 3), ("age", "smile")
     return linen("resnet18", ResNet18(), x, train=True, expected=expected, tasks=tasks)
 

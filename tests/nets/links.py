@@ -132,8 +132,13 @@ def shuffle_once() -> Net:
 
 @specimen
 def shuffle_twice() -> Net:
-    """Two shuffles: a library may pin here; what it leaves free must obey the laws."""
-    return linen("shuffle_twice", Shuffle(2), normal(2, 5, 5, 3))
+    """The second split halves what the first shuffle dealt out: a's 4 become 2 and 2.
+
+    The first 2 (times the shuffle's 2, which nothing may cut) are passed on and tied to
+    the second branch's output; the last 2 (times 2) are read by that branch.
+    """
+    x = normal(2, 5, 5, 3)
+    return linen("shuffle_twice", Shuffle(2), x, expected=(2, 2, 4, 6, 6))
 
 
 class GroupShuffle(nn.Module):
@@ -149,4 +154,6 @@ class GroupShuffle(nn.Module):
 
 @specimen
 def group_shuffle() -> Net:
-    return linen("group_shuffle", GroupShuffle(), normal(2, 4, 4, 3))
+    """2 groups of 6; the shuffle deals 6 = 2 x 3 over the 2 new groups of 3 x 2 to 5."""
+    x = normal(2, 4, 4, 3)
+    return linen("group_shuffle", GroupShuffle(), x, expected=(2, 2, 3, 5, 6))
