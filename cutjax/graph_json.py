@@ -5,6 +5,7 @@ Containers of the parameters are written down too (dict, list, tuple, None); of 
 other node only its type is, and the reader must bring the tree.
 """
 
+import json
 from typing import Any
 
 import jax
@@ -68,15 +69,17 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
 
     Args:
         value: what it wrote.
-        treedef: the structure of the parameters; needed where `value` does not hold it.
+        treedef: the structure of the parameters, where `value` cannot hold it.
 
     Returns:
-        A graph equal to the one written.
+        A graph equal to the one written; its `treedef` is None where it is not known.
 
     Raises:
         KeyError, TypeError, ValueError: `value` is damaged.
     """
     params = {p["path"]: p for p in value["params"]}
+    if treedef is None and custom_node(value["tree"]) is None:
+        treedef = tree_from_json(value["tree"])
     axes = {n: tuple(_axis_from_json(a) for a in p["axes"]) for n, p in params.items()}
     groups = [
         Group(
@@ -99,7 +102,7 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
         tasks=tuple(value["tasks"]),
         axes=axes,
         shapes={n: struct_from_json(p["array"]) for n, p in params.items()},
-        treedef=tree_from_json(value["tree"]) if treedef is None else treedef,
+        treedef=treedef,
         reach={n: tuple(p["reach"]) for n, p in params.items()},
         terms=tuple(terms),
         inputs=tuple(value["inputs"]),
@@ -139,9 +142,10 @@ def tree_to_json(treedef: Any) -> Json:
         >>> tree_to_json(jax.tree.structure({"a": (1, None)}))
         ['dict', ['a', ['tuple', '*', None]]]
     """
-    if jax.tree_util.treedef_is_leaf(treedef):
+    # Empty containers have one node too: `treedef_is_leaf` takes them for leaves.
+    if treedef.num_nodes == treedef.num_leaves == 1:
         return _LEAF
-    kind, data = treedef.node_data() or (type(None), None)
+    kind, data = treedef.node_data() or (type(None), ())
     parts = [tree_to_json(child) for child in treedef.children()]
     if kind is type(None):
         return None
@@ -207,6 +211,43 @@ def struct_from_json(value: Json) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(tuple(shape), np.dtype(jnp.dtype(dtype)))
     key = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
     return jax.ShapeDtypeStruct(tuple(shape), key.dtype)
+
+
+def inputs_to_json(inputs: Any) -> Json:
+    """A tuple of arrays, shapes or containers of them, as structure and shapes.
+
+    Raises:
+        ValueError: they hold a container that JSON cannot rebuild.
+    """
+    tree = tree_to_json(jax.tree.structure(inputs))
+    kind = custom_node(tree)
+    if kind is not None:
+        raise ValueError(f"they hold a {kind}")
+    return {
+        "tree": tree,
+        "arrays": [
+            struct_to_json(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
+            for leaf in jax.tree.leaves(inputs)
+        ],
+    }
+
+
+def inputs_from_json(value: Json) -> Any:
+    """The shapes that `inputs_to_json` wrote."""
+    return jax.tree.unflatten(
+        tree_from_json(value["tree"]), map(struct_from_json, value["arrays"])
+    )
+
+
+def struct_from_text(text: str) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an entry of `Graph.inputs`.
+
+    Example:
+        >>> struct_from_text("float32[2, 8]").shape
+        (2, 8)
+    """
+    dtype, _, shape = text.partition("[")
+    return struct_from_json([dtype, *json.loads(f"[{shape}")])
 
 
 def key_impl(dtype: Any) -> str | None:
