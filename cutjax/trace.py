@@ -111,7 +111,7 @@ def _shape(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _leaves(tree: Any) -> list[jax.ShapeDtypeStruct]:
+def _leaves(tree: Any) -> list[Any]:
     return [
         leaf
         if hasattr(leaf, "shape")

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from rich.table import Table
 
 from cutjax.errors import CheckpointError, CutjaxError
 
-console = Console()
+# Into a file or a pipe rich writes 80 columns, in which the wide tables are unreadable.
+console = Console(width=None if sys.stdout.isatty() else 140)
 _PACKAGE = Path(__file__).parents[1]
 
 

@@ -1,7 +1,7 @@
 """A net as coloured blocks in order of execution, before and after a cut."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -134,7 +134,8 @@ def _picture(ax: Axes, scene: Scene) -> None:
         if path not in scene.alive:
             _ghost(ax, scene.boxes[path], "--")
             continue
-        _ghost(ax, scene.boxes[path], ":")
+        if scene.box(path) != scene.boxes[path]:
+            _ghost(ax, scene.boxes[path], ":")
         _block(ax, layer, scene)
         for source in layer.sources:
             colour = scene.colour(scene.found[source].makes)
@@ -154,7 +155,9 @@ def _picture(ax: Axes, scene: Scene) -> None:
 
 def _ghost(ax: Axes, box: Box, line: str) -> None:
     """The outline of what there was."""
-    dash = dict(ls=line, lw=0.8, edgecolor="#8A8A8A", facecolor="none", zorder=2)
+    dash: dict[str, Any] = dict(
+        ls=line, lw=0.8, edgecolor="#8A8A8A", facecolor="none", zorder=2
+    )
     ax.add_patch(Rectangle((box.x, box.low), _WIDTH, box.height, **dash))
 
 
@@ -169,13 +172,17 @@ def _block(ax: Axes, layer: Layer, scene: Scene) -> None:
         for i, name in enumerate(names):
             colour = scene.colours.get(name, style.PINNED)
             corner = box.x + i * each, top - height
-            style_of = dict(facecolor=colour, edgecolor=colour, lw=0.4, zorder=3)
+            style_of: dict[str, Any] = dict(
+                facecolor=colour, edgecolor=colour, lw=0.4, zorder=3
+            )
             ax.add_patch(Rectangle(corner, each, height, **style_of))
         top -= height
     tallest = max(b.height for b in scene.boxes.values())
     if box.height > 0.09 * tallest:
         ink = style.ink_on(scene.colour(layer.makes))
-        where = dict(ha="center", va="center", fontsize=7.5, color=ink, zorder=4)
+        where: dict[str, Any] = dict(
+            ha="center", va="center", fontsize=7.5, color=ink, zorder=4
+        )
         ax.text(box.x + _WIDTH / 2, box.y, str(total), **where)
 
 
@@ -204,7 +211,7 @@ def _arc(ax: Axes, a: Box, b: Box, colour: str, span: float) -> None:
     if a.x == b.x:
         points = [(x0, a.low), (x0, a.low), (x1, b.top), (x1, b.top)]
     path = Path(points, [Path.MOVETO, *[Path.CURVE4] * 3])
-    line = dict(facecolor="none", edgecolor=colour, lw=1.8, zorder=2)
+    line: dict[str, Any] = dict(facecolor="none", edgecolor=colour, lw=1.8, zorder=2)
     ax.add_patch(PathPatch(path, **line))
 
 
@@ -218,7 +225,7 @@ def _name_ends(ax: Axes, scene: Scene) -> None:
         box = scene.boxes[path]
         ink = style.INK if path in scene.alive else "#8A8A8A"
         text = short[path].removeprefix("head_")
-        where = dict(va="center", fontsize=8, color=ink)
+        where: dict[str, Any] = dict(va="center", fontsize=8, color=ink)
         ax.text(box.x + _WIDTH + 0.08, box.y, text, **where)
 
 
@@ -241,5 +248,7 @@ def _legend(fig: Figure, graph: Graph, keep: Keep | None) -> None:
     longest = max((len(h.get_label()) for h in handles), default=0)
     fit = max(1, int(fig.get_figwidth() / (0.6 + 0.075 * longest)))
     rows = -(-len(handles) // fit)
-    style_of = dict(ncols=max(1, -(-len(handles) // max(rows, 1))), frameon=False)
+    style_of: dict[str, Any] = dict(
+        ncols=max(1, -(-len(handles) // max(rows, 1))), frameon=False
+    )
     fig.legend(handles=handles, loc="outside lower center", fontsize=8, **style_of)

@@ -1,6 +1,7 @@
 """Scores as a picture: which task ranks which channels high."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -56,7 +57,9 @@ def scores(
         mask = np.asarray((keep or {}).get(name, np.ones(graph[name].size, bool)))
         _draw(ax, ranks[name], mask)
         label = style.cropped(short[name])
-        where = dict(rotation=0, ha="right", va="center", fontsize=8, labelpad=4)
+        where: dict[str, Any] = dict(
+            rotation=0, ha="right", va="center", fontsize=8, labelpad=4
+        )
         ax.set_ylabel(label, **where)
         _sides(ax, mask, () if crowded else tuple(scores))
     for ax in axes if not crowded else ():
@@ -94,7 +97,9 @@ def _draw(ax: Axes, ranks: Float[np.ndarray, "tasks n"], mask: np.ndarray) -> No
         ax.axhline(line, color="white", lw=0.8)
     kept = int(mask.sum())
     if kept < n:
-        style_of = dict(facecolor="white", edgecolor="#777777", lw=0, hatch="////")
+        style_of: dict[str, Any] = dict(
+            facecolor="white", edgecolor="#777777", lw=0, hatch="////"
+        )
         ax.add_patch(Rectangle((kept, 0), n - kept, tasks, alpha=0.55, **style_of))
         ax.axvline(kept, color="black", lw=2)
 

@@ -81,7 +81,7 @@ def _is_count(number: float | None, total: int) -> int | None:
     return None
 
 
-def _near(a: float, b: float) -> bool:
+def _near(a: float, b: int) -> bool:
     return abs(a - b) <= 1e-6 * abs(b)
 
 
@@ -129,7 +129,7 @@ def _evaluate_scale(divide: bool):
     return evaluate
 
 
-def _new_count(ev, eqn, number: float, total: int, kept: int, dims) -> float:
+def _new_count(ev, eqn, number: float, total: int, kept: int, dims) -> float | int:
     less = _is_count(number, total)
     if less is not None:
         # A variance over a single kept channel would divide by zero.

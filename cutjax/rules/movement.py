@@ -158,8 +158,8 @@ def _split(w, eqn, ins):
 
 def _padding(k, eqn, ins, outs):
     config = []
-    for (lo, hi, inner), d, out in zip(
-        eqn.params["padding_config"], ins[0].dims, outs[0].dims, strict=True
+    for (lo, hi, inner), out in zip(
+        eqn.params["padding_config"], outs[0].dims, strict=True
     ):
         if k.count(out) != out.size:
             mask = k.mask(out)
@@ -174,6 +174,7 @@ def _pad(w, eqn, ins):
     for (lo, hi, inner), d in zip(
         eqn.params["padding_config"], ins[0].dims, strict=True
     ):
+        lo, hi, inner = int(lo), int(hi), int(inner)
         size = lo + hi + d.size + inner * max(d.size - 1, 0)
         if size == d.size and lo == inner == 0:
             out.append(d)
