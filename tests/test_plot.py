@@ -64,9 +64,9 @@ def texts(fig: Figure) -> list[str]:
     return [t.get_text() for t in fig.findobj(matplotlib.text.Text) if t.get_text()]
 
 
-def drawn(fig: Figure) -> None:
-    # At its own resolution: extents of texts are asked for afterwards.
-    fig.savefig(io.BytesIO(), dpi="figure")
+def drawn(fig: Figure, dpi="figure") -> None:
+    # At its own resolution where extents of texts are asked for afterwards.
+    fig.savefig(io.BytesIO(), dpi=dpi)
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
@@ -83,7 +83,7 @@ def test_every_specimen_has_a_picture(name):
             assert order[source] < order[layer.path]
             assert column[source] < layer.column
     half = {g.name: np.arange(g.size) < -(-g.size // 2) for g in graph.free}
-    drawn(plot.net(graph, half))
+    drawn(plot.net(graph, half), dpi=30)
 
 
 def test_layers_follow_the_flow_and_know_what_is_added(small):
