@@ -154,6 +154,6 @@ class GroupShuffle(nn.Module):
 
 @specimen
 def group_shuffle() -> Net:
-    """2 groups of 6; the shuffle deals 6 = 2 x 3 over the 2 new groups of 3 x 2 to 5."""
+    """2 groups of 6; the shuffle deals 6 = 2 x 3 over 2 new groups of 3 x 2."""
     x = normal(2, 4, 4, 3)
     return linen("group_shuffle", GroupShuffle(), x, expected=(2, 2, 3, 5, 6))
