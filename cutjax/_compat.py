@@ -49,22 +49,36 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 # Frames of these are how a model is built, not where its author wrote it.
-_FRAMEWORKS = (
-    os.path.dirname(__file__) + os.sep,
-    *(
-        os.path.join("site-packages", n, "")
-        for n in ("flax", "haiku", "equinox", "optax")
-    ),
+_HERE = os.path.dirname(__file__) + os.sep
+_MODELS = os.path.join(_HERE, "models", "")
+_SITE = f"site-packages{os.sep}"
+_FRAMEWORKS = tuple(
+    f"{_SITE}{name}{os.sep}" for name in ("flax", "haiku", "equinox", "optax")
 )
 
 
 def user_line(source_info: Any) -> str | None:
     """The user's line, `file.py:12 (function)`, behind an equation, or None."""
     frames = list(_source.user_frames(source_info.traceback))
-    own = [f for f in frames if not any(n in f.file_name for n in _FRAMEWORKS)]
+    own = [f for f in frames if _is_own(f.file_name)]
     for frame in own or frames:
-        return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+        place = _shortened(frame.file_name)
+        return f"{place}:{frame.start_line} ({frame.function_name})"
     return None
+
+
+def _is_own(file: str) -> bool:
+    if file.startswith(_HERE):
+        return file.startswith(_MODELS)
+    return not any(name in file for name in _FRAMEWORKS)
+
+
+def _shortened(file: str) -> str:
+    """A path as seen from the working directory, or from where packages lie."""
+    here = os.getcwd() + os.sep
+    return (
+        file.removeprefix(here) if file.startswith(here) else file.rpartition(_SITE)[2]
+    )
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 `figure.savefig(path)` keeps one; a notebook after `%matplotlib inline` shows it.
 """
 
-from cutjax.plot.bars import accuracies as accuracies
-from cutjax.plot.bars import claims as claims
-from cutjax.plot.bars import widths as widths
+from cutjax.plot.bars import (
+    accuracies as accuracies,
+    claims as claims,
+    widths as widths,
+)
 from cutjax.plot.network import net as net
 from cutjax.plot.ranks import scores as scores

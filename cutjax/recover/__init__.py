@@ -3,11 +3,7 @@
 from cutjax.recover.compensate import compensate as compensate
 from cutjax.recover.finetune import (
     distillation as distillation,
-)
-from cutjax.recover.finetune import (
     finetune as finetune,
-)
-from cutjax.recover.finetune import (
     teach as teach,
 )
 from cutjax.recover.recalibrate import recalibrate as recalibrate

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cutjax.errors import DataError
 from cutjax.graph import Graph

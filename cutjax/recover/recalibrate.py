@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves, path_name

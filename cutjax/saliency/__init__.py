@@ -4,13 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cutjax.graph import Graph
-from cutjax.saliency.gradient import Scores
-from cutjax.saliency.gradient import fisher as fisher
-from cutjax.saliency.gradient import taylor as taylor
+from cutjax.saliency.gradient import Scores, fisher as fisher, taylor as taylor
 from cutjax.saliency.joint import joint as joint
 from cutjax.saliency.stream import Batch, Loss
-from cutjax.saliency.weight import l1 as l1
-from cutjax.saliency.weight import random as random
+from cutjax.saliency.weight import l1 as l1, random as random
 
 
 def saliency(
