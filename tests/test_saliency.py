@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import weakref
 from typing import Any
 
@@ -270,9 +271,13 @@ def test_more_batches_are_neither_compiled_again_nor_held(conv_graph, name):
         for _ in range(k):
             batch = x.copy().view(Watched)
             alive.add(batch)
-            most.append(len(alive))
             yield batch, y
             del batch
+            # Dispatch is asynchronous: what runs may hold a batch for a while.
+            until = time.monotonic() + 10
+            while len(alive) > 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            most.append(len(alive))
 
     counts = []
     for k in (1, 9):
@@ -280,7 +285,7 @@ def test_more_batches_are_neither_compiled_again_nor_held(conv_graph, name):
         CRITERIA[name](apply, CONV, conv_graph, LOSSES, stream(k), **QUIET)
         counts.append(len(traces))
     assert counts[0] == counts[1], "the number of traces grows with the batches"
-    assert max(most) <= 3, "batches gather in memory"
+    assert max(most) <= 2, "batches gather in memory"
 
 
 def test_a_partial_last_batch_is_not_compiled_again(conv_graph):
