@@ -186,6 +186,7 @@ def _answers(out: Any, tasks: set[str]) -> bool:
 
 
 def struct_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array or a number."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 

@@ -10,7 +10,8 @@ from cutjax.dims import Axis, count
 class Cost(NamedTuple):
     """What a model costs for one call of the traced batch.
 
-    `flops`: multiply-adds of contractions, each counted as two. `bytes`: of the
+    `flops`: multiply-adds of contractions, each counted as two; a scan counts its steps,
+    a `cond` its branch that is dearest at full size, a `while` one turn. `bytes`: of the
     parameters. `trunk_params`: of those that serve several tasks of the parent.
     """
 

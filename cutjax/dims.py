@@ -9,6 +9,7 @@ group, decides for every axis which of its positions stay.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,11 +115,12 @@ def kept(axis: Axis, keep: Keep) -> Bool[np.ndarray, "_"]:
         >>> kept(axis, {"heads": np.array([True, False])}).tolist()
         [True, True, False, False]
     """
-
-    def leaf(name: str, size: int):
-        return np.asarray(keep[name], bool) if name in keep else np.ones(size, bool)
-
-    return fold(axis, leaf, lambda size: np.ones(size, bool))
+    whole = partial(np.ones, dtype=bool)
+    return fold(
+        axis,
+        lambda name, n: np.asarray(keep[name], bool) if name in keep else whole(n),
+        whole,
+    )
 
 
 def count(axis: Axis, widths: Mapping[str, int]) -> int:
@@ -141,10 +143,6 @@ def channels(axis: Axis, name: str) -> Int[np.ndarray, "_"]:
         >>> channels(Product((Leaf("heads", 2), Leaf("width", 3))), "heads").tolist()
         [0, 0, 0, 1, 1, 1]
     """
-
-    def leaf(found: str, size: int):
-        return np.arange(1, size + 1) if found == name else np.zeros(size, int)
-
     match axis:
         case Product(parts):
             # Channel numbers, one-based, of at most one part; the others say zero.
@@ -155,5 +153,7 @@ def channels(axis: Axis, name: str) -> Int[np.ndarray, "_"]:
             return out - 1
         case Concat(parts):
             return np.concatenate([channels(part, name) for part in parts])
+        case Leaf(found, size) if found == name:
+            return np.arange(size)
         case _:
-            return fold(axis, leaf, lambda size: np.zeros(size, int)) - 1
+            return np.full(axis.size, -1)

@@ -1,5 +1,8 @@
 """Errors that say what is wrong, where, and the call that would work."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class CutjaxError(ValueError):
     """Base of all errors that cutjax raises about its input."""
@@ -29,10 +32,8 @@ class CheckpointError(CutjaxError):
     """A checkpoint is missing, corrupt, foreign, or made by another model."""
 
 
-def suggest(name: str, known) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """The known names nearest to a wrong one, for the end of an error message."""
-    import difflib
-
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     some = near or known[:5]

@@ -69,8 +69,11 @@ def vote(scores: Mapping[str, Scores], k: int = 1) -> dict[str, np.ndarray]:
     order = np.argsort(rows, axis=1, kind="stable")
     scale = np.sort(rows, axis=1).mean(axis=0)
     placed = np.empty_like(rows)
-    for row, sort in zip(placed, order, strict=True):
+    for row, sort, values in zip(placed, order, rows, strict=True):
         row[sort] = scale
+        # Ties share the mean of their places: position must not decide between them.
+        _, tie, number = np.unique(values, return_inverse=True, return_counts=True)
+        row[:] = (np.bincount(tie, row) / number)[tie]
     fused = np.sort(placed, axis=0)[len(scores) - k]
     return _split(fused, next(iter(scores.values())))
 

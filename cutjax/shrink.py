@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from cutjax.dims import Fixed, Keep, count, kept
 from cutjax.errors import KeepError, MismatchError, suggest
@@ -90,10 +91,21 @@ def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
         for i, axis in enumerate(axes):
             stays = kept(axis, keep)
             if not stays.all():
-                leaf = jnp.take(leaf, np.flatnonzero(stays), axis=i)
+                leaf = _take(leaf, np.flatnonzero(stays), i)
         return leaf
 
     return _map_members(take, params, graph, keep)
+
+
+def _take(leaf: Any, index: np.ndarray, axis: int) -> Any:
+    """Some positions of an axis; on the host where that saves compiling a gather."""
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
+        return jnp.take(leaf, index, axis=axis)
+    plain = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    device = jax.local_devices()[0]
+    if plain and device.platform == "cpu" and leaf.devices() == {device}:
+        return jnp.asarray(np.take(np.asarray(leaf), index, axis=axis))
+    return jnp.take(leaf, index, axis=axis)
 
 
 def _map_members(change: Callable, params: Any, graph: Graph, keep: Keep) -> Any:

@@ -1,5 +1,6 @@
 """Walking a jaxpr once, in any nesting, to collect what its primitives say of axes."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -150,7 +151,29 @@ class Walker:
         yield
         self._times, self._loops = before, self._loops - 1
 
-    def contraction(self, eqn, ins, inner, free, cost) -> None:
+    @contextmanager
+    def dearest(self):
+        """Within, of the branches entered only the dearest at full size is counted."""
+        before, self.terms = self.terms, []
+        found: list[list[Term]] = []
+
+        def branch(jaxpr: Any, ins: Sequence[Value]) -> Frame:
+            self.terms = []
+            frame = self.enter(jaxpr, ins)
+            found.append(self.terms)
+            return frame
+
+        yield branch
+        self.terms = before + max(found, key=_multiply_adds, default=[])
+
+    def contraction(
+        self,
+        eqn: Any,
+        ins: Sequence[Value],
+        inner: Sequence[Sequence[Var]],
+        free: Sequence[Sequence[Var]],
+        cost: Sequence[Var],
+    ) -> None:
         """Report a contraction: axes contracted and left free per operand, and cost."""
         frame, index = self._at  # type: ignore[misc]
         self.terms.append(Term(self._times, tuple(cost), frame, index))
@@ -194,6 +217,10 @@ def line_of(where: Where | None) -> str:
             return line
         where = where.outer
     return "an unknown line (traced without source information)"
+
+
+def _multiply_adds(terms: Sequence[Term]) -> int:
+    return sum(t.times * math.prod(d.size for d in t.dims) for t in terms)
 
 
 def _plain(const: Any) -> bool:

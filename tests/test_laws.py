@@ -32,6 +32,8 @@ def test_members_are_what_a_cut_touches(name: str) -> None:
 @every
 @pytest.mark.parametrize("how", ["jit", "remat", "shapes", "order", "vmap"])
 def test_graph_is_the_same(name: str, how: str) -> None:
+    if (name, how) == ("branches", "vmap"):
+        pytest.skip("vmap turns cond into select: other equations run, in other order")
     laws.check_graph_stable(CJ, NETS[name](), how)
 
 

@@ -1,7 +1,5 @@
 """Contractions: dot_general and convolution, where groups are made and read."""
 
-import math
-
 from cutjax.rules.base import rule
 from cutjax.unify import WINDOW
 
@@ -55,7 +53,8 @@ def _conv(w, eqn, ins):
         dims[i] = d
     made = ([batch], [features])
     cost = (*out, rhs[1], *rhs[2:])
-    w.contraction(eqn, ins, ([lhs[1]], [rhs[1]]), made, cost)
+    # Within a group only: what is merely carried along is read by whoever mixes it.
+    w.contraction(eqn, ins, ([rhs[1]], [rhs[1]]), made, cost)
     return [tuple(dims)]
 
 
@@ -75,8 +74,3 @@ def _tie_groups(s, lhs, rhs, p):
     s.unify(lhs[0], s.product([outer, batch]))
     s.unify(rhs[0], s.product([outer, each]))
     return batch, rhs[0]
-
-
-def flops(sizes) -> int:
-    """Multiply-adds, each counted as two, of a contraction over these axes."""
-    return 2 * math.prod(sizes)

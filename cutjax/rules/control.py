@@ -177,8 +177,8 @@ def _cond(ev, eqn, sub, ins, outs, args):
 @rule("cond", evaluate=_cond)
 def _cond_infer(w, eqn, ins):
     inner = [v._replace(summed=None, known=None) for v in ins[1:]]
-    with w.looping():
-        first, *rest = [w.enter(b, inner).outs for b in eqn.params["branches"]]
+    with w.looping(), w.dearest() as branch:
+        first, *rest = [branch(b, inner).outs for b in eqn.params["branches"]]
     for outs in rest:
         for a, b in zip(first, outs, strict=True):
             w.solver.unify_all(a.dims, b.dims)

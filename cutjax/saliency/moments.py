@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cutjax.dims import Fixed, Leaf, Product, channels
+from cutjax.errors import DataError
 from cutjax.gate import gated_operand, ones
 from cutjax.graph import Graph
 from cutjax.readers import channel_axes, is_linear, kernel_matrix, out_axes, rows
@@ -79,9 +80,9 @@ def collect(
     )
 
     @jax.jit
-    def step(state, params, inputs, targets, weights):
+    def step(params, inputs, targets, weights):
         read, grads, gates, kernels = observe(params, inputs, targets)
-        more = Moments(
+        return Moments(
             {k: jnp.einsum("bpm,bpn,b->mn", v, v, weights) for k, v in read.items()},
             {
                 k: jnp.einsum("btpm,btpn,b->tmn", v, v, weights)
@@ -91,16 +92,31 @@ def collect(
             kernels,
             weights.sum(),
         )
-        if state is None:
-            return more
-        return jax.tree.map(jnp.add, state, more)._replace(kernels=kernels)
+
+    @jax.jit
+    def add(state, more):
+        return jax.tree.map(jnp.add, state, more)._replace(kernels=more.kernels)
 
     state: Any = None
     stream = padded(batches, tuple(losses), progress=progress, label="moments")
     for inputs, targets, weights in stream:
-        state = step(state, params, inputs, targets, weights)
+        more = step(params, inputs, targets, weights)
+        state = more if state is None else add(state, more)
+    _check(state)
     means = jax.tree.map(lambda v: v / state.examples, state)
     return means._replace(kernels=state.kernels, examples=state.examples)
+
+
+def _check(state: Moments) -> None:
+    """Check that nothing seen was NaN: eigenvalues of it would fail without a word."""
+    by_group = {f"{group} (reader {r})": v for (r, group), v in state.inputs.items()}
+    by_reader = {f"reader {r}": v for r, v in state.outputs.items()}
+    for name, value in {**by_group, **by_reader, **state.gates}.items():
+        if not bool(jnp.isfinite(value).all()):
+            raise DataError(
+                f"joint: what was seen of {name} is NaN or infinite; look for NaN in "
+                "inputs, targets or parameters, and for losses that overflow"
+            )
 
 
 def _one_example(apply, graph: Graph, losses: Mapping[str, Loss]):
