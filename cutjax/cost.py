@@ -10,9 +10,10 @@ from cutjax.dims import Axis, count
 class Cost(NamedTuple):
     """What a model costs for one call of the traced batch.
 
-    `flops`: multiply-adds of contractions, each counted as two; a scan counts its steps,
-    a `cond` its branch that is dearest at full size, a `while` one turn. `bytes`: of the
-    parameters. `trunk_params`: of those that serve several tasks of the parent.
+    `flops`: multiply-adds of contractions, each counted as two; a scan counts all its
+    steps, a `cond` the branch that is dearest at full size, a `while` one turn.
+    `bytes`: of the parameters. `trunk_params`: of those that serve several tasks of
+    the parent.
     """
 
     params: int

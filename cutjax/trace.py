@@ -1,6 +1,7 @@
 """`trace`: from any function to its channel groups."""
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves
 from cutjax.resize import freeze
 from cutjax.rules.base import Value
-from cutjax.unify import WINDOW, Var, leaf_vars
+from cutjax.unify import WINDOW, Pin, Var, leaf_vars
 from cutjax.walk import Walker, line_of
 
 OUTPUT = "output"
@@ -156,17 +157,22 @@ def _named(tasks: tuple[str, ...], bits: int) -> tuple[str, ...]:
     return tuple(task for i, task in enumerate(tasks) if bits >> i & 1)
 
 
-def _pin_matching(walker: Walker, axes: Mapping[str, tuple[Var, ...]], pin) -> None:
+def _pin_matching(
+    walker: Walker, axes: Mapping[str, tuple[Var, ...]], pin: Iterable[str]
+) -> None:
+    """Pin what the caller named: paths, axes or groups, as patterns."""
     for pattern in (pin,) if isinstance(pin, str) else pin:
-        found = False
-        for path, dims in axes.items():
-            for axis, d in enumerate(dims):
-                if fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(
-                    f"{path}:{axis}",
-                    pattern.partition(".")[0] if ":" in pattern else pattern,
-                ):
-                    walker.solver.pin(d, f"pinned by the caller: {pattern!r}")
-                    found = True
+        # A group that shares its axis has a number behind a dot: the axis is pinned.
+        axis_pattern = re.sub(r"(:\d+)\.\d+$", r"\1", pattern)
+        found = [
+            d
+            for path, dims in axes.items()
+            for axis, d in enumerate(dims)
+            if fnmatch.fnmatchcase(path, pattern)
+            or fnmatch.fnmatchcase(f"{path}:{axis}", axis_pattern)
+        ]
+        for d in found:
+            walker.solver.pin(d, f"pinned by the caller: {pattern!r}")
         if not found:
             raise KeepError(
                 f"pin={pattern!r} matches nothing; {suggest(pattern, axes)}"
@@ -189,21 +195,22 @@ def _names(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> dict[Var, str
             for var in leaf_vars(d):
                 makers.setdefault(var, []).append(paths[param])
     order = {paths[i]: n for i, n in walker.used.items()}
-    names, taken = {}, set()
+    names = {}
     for var, found in places.items():
         if var.pins and all(pin.reason == WINDOW for pin in var.pins):
             continue
         path, axis, nth = _maker(found, makers.get(var, ()), order)
-        name = f"{path}:{axis}" + (f".{nth}" if nth >= 0 else "")
-        if name not in taken:
-            names[var] = name
-            taken.add(name)
+        names[var] = f"{path}:{axis}" + (f".{nth}" if nth >= 0 else "")
     return dict(sorted(names.items(), key=lambda kv: _rank(kv[1], order)))
 
 
-def _maker(places, makers: Sequence[str], order: Mapping[str, int]):
+def _maker(
+    places: Sequence[tuple[str, int, int]],
+    makers: Sequence[str],
+    order: Mapping[str, int],
+) -> tuple[str, int, int]:
     """The place that names a group: in its first maker, else in its first user."""
-    by_path = {path: place for place in reversed(places) for path in [place[0]]}
+    by_path = {place[0]: place for place in reversed(places)}
     for path in makers:
         if path in by_path:
             return by_path[path]
@@ -236,13 +243,15 @@ def _groups(walker: Walker, names, frozen, reach) -> Iterable[Group]:
             name=name,
             size=var.size,
             members=tuple(members[name]),
-            pinned=f"{pin.reason}, {line_of(pin.where)}"
-            if pin and pin.where
-            else (pin.reason if pin else None),
-            tasks=tuple(t for t in _in_order(reach, tasks)),
+            pinned=_said(pin) if pin else None,
+            tasks=tuple(_in_order(reach, tasks)),
             notes=tuple(dict.fromkeys(means.get(var, ()))),
             ties=tuple(dict.fromkeys(lines)),
         )
+
+
+def _said(pin: Pin) -> str:
+    return f"{pin.reason}, {line_of(pin.where)}" if pin.where else pin.reason
 
 
 def _in_order(reach: Mapping[str, tuple[str, ...]], tasks: set[str]) -> list[str]:
