@@ -9,7 +9,6 @@ measure.
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ BUDGETS = (
     Budget(params=0.10, flops=0.12, multiple=8),
 )
 CALIBRATION = 512
+DISTILLED = 9000
 
 
 class Job(NamedTuple):
@@ -134,58 +134,57 @@ def _recipes(
     """Every recipe at one budget, for one subset and seed."""
     data = calibration(job, seed)
 
-    def make(recipe: str, criterion: str, allocate=greedy, *, fit=False, train=False):
+    def make(recipe: str, criterion: str, allocate=greedy) -> Model:
         start = time.perf_counter()
         found = scores[criterion]
         keep, _ = plan(job.graph, found, tasks=subset, budget=budget, allocate=allocate)
         apply, params = cut(job.apply, job.params, job.graph, keep, subset)
-        if fit:
-            full = (job.apply, job.params, job.graph, keep, data)
-            params, _ = compensate(*full, tasks=subset, progress=False)
-        if train:
-            params = _distilled(job, keep, apply, params, subset, taught, seed)
         seconds = time.perf_counter() - start
         return Model(recipe, seed, subset, budget, keep, apply, params, seconds)
 
+    def compensated(recipe: str, model: Model) -> Model:
+        start = time.perf_counter()
+        full = (job.apply, job.params, job.graph, model.keep, data)
+        params, _ = compensate(*full, tasks=subset, progress=False)
+        seconds = model.seconds + time.perf_counter() - start
+        return model._replace(recipe=recipe, params=params, seconds=seconds)
+
+    # Uniform and L1 look at no data: their rows are the same for all seeds.
     yield make("uniform", "l1", uniform)
     yield make("random", "random", uniform)
     yield make("l1", "l1")
-    yield make("taylor", "taylor")
-    yield make("taylor+compensation", "taylor", fit=True)
-    yield make("joint+compensation", "joint", fit=True)
-    yield make("cutjax", "joint", fit=True, train=True)
+    by_taylor = make("taylor", "taylor")
+    yield by_taylor
+    yield compensated("taylor+compensation", by_taylor)
+    by_joint = compensated("joint+compensation", make("joint", "joint"))
+    yield by_joint
+    yield _distilled(job, by_joint, taught)
 
 
-def _distilled(job: Job, keep, apply, params, subset, taught: Split, seed: int) -> Any:
-    """One epoch of distillation from the parent's answers, no labels."""
-    small = shrink(job.train_apply, job.graph, keep, subset)
-    check = jax.jit(apply)
+def _distilled(job: Job, fitted: Model, taught: Split) -> Model:
+    """The full recipe: an epoch of distillation from the parent, without labels."""
+    start = time.perf_counter()
+    apply, data = fitted.apply, job.data.validation
+    rows = np.random.default_rng(fitted.seed).permutation(len(taught.x))[:DISTILLED]
     params, _ = finetune(
-        small,
-        params,
-        taught,
-        tasks=subset,
+        shrink(job.train_apply, job.graph, fitted.keep, fitted.tasks),
+        fitted.params,
+        take(taught, rows),
+        tasks=fitted.tasks,
         epochs=1,
-        seed=seed,
-        evaluate=lambda p: accuracy(check, p, job.data.validation, tasks=subset),
+        seed=fitted.seed,
+        evaluate=lambda params: accuracy(apply, params, data, tasks=fitted.tasks),
         progress=False,
     )
-    return params
+    seconds = fitted.seconds + time.perf_counter() - start
+    return fitted._replace(recipe="cutjax", params=params, seconds=seconds)
 
 
 def _measure(job: Job, models: list[Model], progress: bool) -> list[dict[str, Any]]:
     """A row per model; models of the same shapes share one timing."""
+    whole = Budget(params=1.0)
     parents = [
-        Model(
-            "parent",
-            0,
-            s,
-            replace(BUDGETS[0], params=1.0, flops=1.0),
-            {},
-            *cut(job.apply, job.params, job.graph, {}, s),
-            0.0,
-        )
-        for s in SUBSETS
+        Model("parent", 0, s, whole, {}, *_parent(job, s), seconds=0.0) for s in SUBSETS
     ]
     everyone = parents + models
     shapes = [_widths(model) for model in everyone]
@@ -206,6 +205,11 @@ def _measure(job: Job, models: list[Model], progress: bool) -> list[dict[str, An
     return rows
 
 
+def _parent(job: Job, tasks: tuple[str, ...]) -> tuple[Callable[..., Any], Any]:
+    """The parent answering some tasks: what a device would run without a cut."""
+    return cut(job.apply, job.params, job.graph, {}, tasks)
+
+
 def _widths(model: Model) -> tuple[Any, ...]:
     shapes = (leaf.shape for leaf in jax.tree.leaves(model.params))
     return model.tasks, tuple(shapes)
@@ -213,8 +217,7 @@ def _widths(model: Model) -> tuple[Any, ...]:
 
 def _row(job: Job, model: Model, timing: bench.Timing) -> dict[str, Any]:
     cost = job.graph.cost(model.keep, model.tasks)
-    apply, data = jax.jit(model.apply), job.data.test
-    test = accuracy(apply, model.params, data, tasks=model.tasks)
+    test = accuracy(model.apply, model.params, job.data.test, tasks=model.tasks)
     return {
         "recipe": model.recipe,
         "tasks": list(model.tasks),

@@ -7,11 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 Row = dict[str, Any]
+WIDTH = 132  # of the table in a pipe or a log
 
 
 def show(rows: list[Row], console: Console | None = None) -> None:
     """Print a table per subset of tasks, a block per budget."""
     console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     for tasks in dict.fromkeys(tuple(row["tasks"]) for row in rows):
         console.print(table([row for row in rows if tuple(row["tasks"]) == tasks]))
 
