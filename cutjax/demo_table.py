@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 Row = dict[str, Any]
-WIDTH = 132  # of the table in a pipe or a log
+WIDTH = 140  # of the table in a pipe or a log
 
 
 def show(rows: list[Row], console: Console | None = None) -> None:
@@ -24,10 +24,20 @@ def table(rows: list[Row]) -> Table:
     (parent,) = [row for row in rows if row["recipe"] == "parent"]
     tasks = parent["tasks"]
     out = Table(title=f"tasks: {', '.join(tasks)}  (test accuracy, %; mean ± spread)")
-    for name in ("recipe", *tasks, "mean", "lost", "params", "trunk", "heads", "FLOPs"):
+    for name in (
+        "recipe",
+        *tasks,
+        "mean",
+        "lost",
+        "params",
+        "kept",
+        "trunk",
+        "heads",
+        "FLOPs",
+        "ms",
+        "faster",
+    ):
         out.add_column(name, justify="left" if name == "recipe" else "right")
-    out.add_column("ms", justify="right")
-    out.add_column("faster", justify="right")
     out.add_row(*_cells("parent", [parent], parent))
     others = [row for row in rows if row["recipe"] != "parent"]
     for budget in sorted({row["budget"] for row in others}, reverse=True):
@@ -53,7 +63,8 @@ def _cells(recipe: str, rows: list[Row], parent: Row) -> list[str]:
         *(_spread(values) for values in each.values()),
         _spread(means),
         f"{whole - np.mean(means):.2f}",
-        f"{params:,.0f} ({params / parent['params']:.3f})",
+        f"{params:,.0f}",
+        f"{params / parent['params']:.3f}",
         f"{trunk:,.0f}",
         f"{params - trunk:,.0f}",
         f"{np.mean([row['flops'] for row in rows]) / 1e6:.2f} M",
