@@ -151,10 +151,12 @@ def _recipes(
 
     # Uniform and L1 look at no data: their rows are the same for all seeds.
     yield make("uniform", "l1", uniform)
-    yield make("random", "random", uniform)
+    by_chance = make("random", "random", uniform)
+    yield by_chance
     yield make("l1", "l1")
     by_taylor = make("taylor", "taylor")
     yield by_taylor
+    yield compensated("random+compensation", by_chance)
     yield compensated("taylor+compensation", by_taylor)
     by_joint = compensated("joint+compensation", make("joint", "joint"))
     yield by_joint
