@@ -21,6 +21,24 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
+def namesake(name: str, shapes: Mapping[str, Any]) -> str | None:
+    """The parameter whose path the path of another pytree's leaf ends with, or None.
+
+    Paths of one key, or of numbers only, are too common to mean anything.
+    """
+    parts = name.split("/")
+    for start in range(len(parts) - 1):
+        tail = "/".join(parts[start:])
+        if tail.replace("/", "").isdigit():
+            return None
+        if tail in shapes:
+            return tail
+        below = [path for path in shapes if path.partition("/")[2] == tail]
+        if len(below) == 1:
+            return below[0]
+    return None
+
+
 def mirrored(
     name: str, shape: tuple[int, ...], shapes: Mapping[str, Any]
 ) -> str | None:
@@ -35,14 +53,5 @@ def mirrored(
         >>> mirrored("0/mu/conv/kernel", (3, 4), {"params/conv/kernel": (3, 4)})
         'params/conv/kernel'
     """
-    parts = name.split("/")
-    for start in range(len(parts)):
-        tail = "/".join(parts[start:])
-        if start == len(parts) - 1 or tail.replace("/", "").isdigit():
-            return None
-        if shapes.get(tail) == shape:
-            return tail
-        below = [p for p in shapes if p.partition("/")[2] == tail]
-        if len(below) == 1 and shapes[below[0]] == shape:
-            return below[0]
-    return None
+    found = namesake(name, shapes)
+    return found if found is not None and shapes[found] == shape else None

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from cutjax.dims import Fixed, Keep, count, kept
 from cutjax.errors import KeepError, MismatchError, suggest
 from cutjax.graph import Graph
-from cutjax.mirror import mirrored, named_leaves, path_name
+from cutjax.mirror import mirrored, named_leaves, namesake, path_name
 from cutjax.resize import Axes, Hook, resized
 
 
@@ -110,18 +110,23 @@ def _take(leaf: Any, index: np.ndarray, axis: int) -> Any:
 
 def _map_members(change: Callable, params: Any, graph: Graph, keep: Keep) -> Any:
     graph.check_keep(keep)
-    sizes = {name: s.shape for name, s in graph.shapes.items()}
-    if jax.tree.structure(params) == graph.treedef:
+    itself = jax.tree.structure(params) == graph.treedef
+    if itself:
         check_params(params, graph)
-        found: Callable[..., str | None] = lambda name, shape: name  # noqa: E731
-    else:
-        found = lambda name, shape: mirrored(name, shape, sizes)  # noqa: E731
     hits = []
 
     def visit(path: tuple[Any, ...], leaf: Any) -> Any:
-        name = found(path_name(path), tuple(jnp.shape(leaf)))
-        if name is None:
+        own, shape = path_name(path), tuple(jnp.shape(leaf))
+        name = own if itself else namesake(own, graph.shapes)
+        # A number kept per parameter (a step, a norm) has no channels to cut.
+        if name is None or (shape == () and not itself):
             return leaf
+        if shape != graph.shapes[name].shape:
+            raise MismatchError(
+                f"{own!r} is {list(shape)}, but the parameter {name!r} that it goes "
+                f"with is {list(graph.shapes[name].shape)}: such a leaf cannot be cut "
+                "along; make it again from the cut parameters (`optimizer.init`)"
+            )
         hits.append(name)
         return change(leaf, graph.axes[name])
 
