@@ -75,6 +75,8 @@ def _is_own(file: str) -> bool:
 
 def _shortened(file: str) -> str:
     """A path as seen from the working directory, or from where packages lie."""
+    if file.startswith(_HERE):
+        return os.path.join("cutjax", file.removeprefix(_HERE))
     here = os.getcwd() + os.sep
     return (
         file.removeprefix(here) if file.startswith(here) else file.rpartition(_SITE)[2]
