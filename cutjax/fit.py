@@ -124,9 +124,8 @@ def fit(
         done, state, info = _resume.load(checkpoint, run, state) or (0, state, None)
     info = FitInfo(**info, resumed_from=done) if info else _first(evaluate, params)
     x, y = jax.device_put((data.x, data.y))
-    bar = tqdm(
-        total=steps * max(epochs - done, 0), desc=label or "fit", disable=not progress
-    )
+    total = steps * max(epochs - done, 0)
+    bar = tqdm(total=total, desc=label or "fit", disable=not progress or total == 0)
     with bar:
         for epoch in range(done + 1, epochs + 1):
             began = time.perf_counter()
