@@ -122,6 +122,14 @@ def to_var(solver: Solver, axis: Axis, table: dict[str, Var]) -> Var:
             return solver.concat([to_var(solver, p, table) for p in parts])
 
 
+def kept_of(table: Mapping[str, Var], keep: Mapping[str, np.ndarray]) -> Kept:
+    """What stays of the groups in a table of variables; those not named stay whole."""
+    kept = Kept()
+    for name, var in table.items():
+        kept.assign(var, np.asarray(keep.get(name, np.ones(var.size, bool))), name)
+    return kept
+
+
 def freeze(var: Var, name: Callable[[Var], Axis]) -> Axis:
     """The axis of a variable; `name` makes free variables leaves or fixed parts."""
     var = find(var)
@@ -194,8 +202,6 @@ class Evaluator:
     def bind(self, eqn: Any, args: Sequence[Any], **changed: Any) -> list[Any]:
         """Evaluate one equation, some of its parameters changed."""
         return bind(eqn, args, {**eqn.params, **changed})
-
-    original = bind
 
     def plain(self, frame: Frame) -> bool:
         """Whether a frame can be evaluated as it stands: nothing cut or hooked."""
@@ -299,10 +305,7 @@ def resized(
         if axes is not None:
             dims = [to_var(walker.solver, a, table) for a in axes]
             walker.solver.unify_all(value.dims, dims)
-    kept = Kept()
-    for name, var in table.items():
-        kept.assign(var, np.asarray(keep.get(name, np.ones(var.size, bool))), name)
-    evaluator = Evaluator(kept, hook, flat)
+    evaluator = Evaluator(kept_of(table, keep), hook, flat)
     return Resized(evaluator.run(frame, args), frame.outs, evaluator)
 
 

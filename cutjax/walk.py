@@ -178,12 +178,12 @@ class Walker:
         frame, index = self._at  # type: ignore[misc]
         self.terms.append(Term(self._times, tuple(cost), frame, index))
         at = 0 if ins[0].data or not ins[1].data else 1
-        axes = self._axes(ins[at].dims, eqn, at)
+        axes = self._axes(eqn, at)
         frame.sites[index] = Site(at, axes, tuple(inner[at]), looped=self._loops > 0)
         for value, dims in zip(ins, free, strict=True):
             self.made(value, dims)
 
-    def _axes(self, dims, eqn, at: int) -> tuple[int, ...]:
+    def _axes(self, eqn: Any, at: int) -> tuple[int, ...]:
         spec = eqn.params["dimension_numbers"]
         if hasattr(spec, "lhs_spec"):
             return ((spec.lhs_spec, spec.rhs_spec)[at][1],)

@@ -15,7 +15,7 @@ import numpy as np
 from cutjax._compat import Literal, bind
 from cutjax.graph import Graph
 from cutjax.readers import is_linear
-from cutjax.resize import Evaluator, Kept, Reader, flattened, to_var
+from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
 from cutjax.rules.base import Value
 from cutjax.walk import Frame, Walker
 
@@ -83,11 +83,10 @@ def program(
     ]
     ins += [Value(walker.solver.news(a.shape, "an input"), data=True) for a in given]
     frame = walker.run(jaxpr, ins)
-    kept = Kept()
-    for name, var in table.items():
-        kept.assign(var, np.asarray(keep.get(name, np.ones(var.size, bool))), name)
     numbers = {var: i for i, var in enumerate(frame.values)}
-    whole = Program(frame, Evaluator(kept), (), tuple(graph.shapes), numbers)
+    whole = Program(
+        frame, Evaluator(kept_of(table, keep)), (), tuple(graph.shapes), numbers
+    )
     found = [i for i in sorted(frame.sites) if is_linear(whole.reader(i))]
     read = [_kernel(whole.reader(i)).param for i in found]
     stops = tuple(i for i, p in zip(found, read, strict=True) if read.count(p) == 1)

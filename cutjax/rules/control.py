@@ -10,13 +10,11 @@ def _inline(ev, eqn, sub, ins, outs, args):
     return ev.run(sub[0], args)
 
 
-def _call_jaxpr(eqn):
-    return eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-
-
 @rule("jit closed_call call", evaluate=_inline)
 def _call(w, eqn, ins):
-    return w.enter(_call_jaxpr(eqn), ins).outs
+    """Whatever is called once says of its axes what its body says."""
+    name = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
+    return w.enter(eqn.params[name], ins).outs
 
 
 def _remat(ev, eqn, sub, ins, outs, args):
@@ -26,9 +24,7 @@ def _remat(ev, eqn, sub, ins, outs, args):
     return jax.checkpoint(lambda *a: ev.run(sub[0], a), **options)(*args)
 
 
-@rule("remat", evaluate=_remat)
-def _remat_infer(w, eqn, ins):
-    return w.enter(eqn.params["jaxpr"], ins).outs
+rule("remat", evaluate=_remat)(_call)
 
 
 def _custom_jvp(ev, eqn, sub, ins, outs, args):
@@ -50,7 +46,7 @@ def _custom_jvp(ev, eqn, sub, ins, outs, args):
             inner = list(primals)
             for i, value in zip(active, some, strict=True):
                 inner[i] = value
-            return tuple(ev.original(eqn, inner))
+            return tuple(ev.bind(eqn, inner))
 
         out, tangent = jax.jvp(of_active, tuple(primals[i] for i in active), tangents)
         return [*out, *tangent]
@@ -66,9 +62,7 @@ def _custom_jvp(ev, eqn, sub, ins, outs, args):
     return list(small(*args))
 
 
-@rule("custom_jvp_call", evaluate=_custom_jvp)
-def _custom_jvp_infer(w, eqn, ins):
-    return w.enter(eqn.params["call_jaxpr"], ins).outs
+rule("custom_jvp_call", evaluate=_custom_jvp)(_call)
 
 
 def _custom_vjp(ev, eqn, sub, ins, outs, args):
@@ -82,7 +76,7 @@ def _custom_vjp(ev, eqn, sub, ins, outs, args):
         trees = []
 
         def full(*a):
-            out, back = jax.vjp(lambda *b: tuple(ev.original(eqn, b)), *a)
+            out, back = jax.vjp(lambda *b: tuple(ev.bind(eqn, b)), *a)
             leaves, tree = jax.tree.flatten(back)
             trees.append(tree)
             return [*out, *leaves]
@@ -103,9 +97,7 @@ def _custom_vjp(ev, eqn, sub, ins, outs, args):
     return list(small(*args))
 
 
-@rule("custom_vjp_call", evaluate=_custom_vjp)
-def _custom_vjp_infer(w, eqn, ins):
-    return w.enter(eqn.params["call_jaxpr"], ins).outs
+rule("custom_vjp_call", evaluate=_custom_vjp)(_call)
 
 
 def _scan(ev, eqn, sub, ins, outs, args):
