@@ -1,5 +1,6 @@
 """Every difference between JAX versions, and every private import of JAX."""
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,57 @@ from jax._src import source_info_util as _source
 from jax.extend.core import Literal as Literal
 
 
+# Primitives without a public name, by the module that holds them.
+_HOMES = {
+    "ad_util": "zeros_like",
+    "callback": "pure_callback io_callback",
+    "checkify": "check",
+    "core": "pvary reduced_vary_cast ref empty_ref free_ref freeze accum_grad_in_ref",
+    "cudnn.fused_attention_stablehlo": "_dot_product_attention_fwd "
+    "_dot_product_attention_bwd _dot_product_attention_fp8_fwd "
+    "_dot_product_attention_fp8_bwd",
+    "cudnn.fusion": "cudnn_fusion",
+    "cudnn.scaled_matmul_stablehlo": "_scaled_matmul",
+    "custom_batching": "custom_vmap",
+    "custom_derivatives": "linear_call remat_opt unreachable",
+    "custom_partitioning": "custom_partitioning",
+    "debugging": "debug_callback debug_print inspect_sharding",
+    "export._export": "call_exported",
+    "export.shape_poly": "shape_assertion dim_as_value dimension_size",
+    "ffi": "ffi_call",
+    "hijax": "call_hi_primitive",
+    "lax.control_flow": "platform_index",
+    "lax.lax": "composite to_edtype from_edtype ragged_dot_general empty tie",
+    "lax.linalg": "cholesky_update ormqr lu_pivots_to_permutation geqrf geqp3 "
+    "symmetric_product",
+    "lax.parallel": "all_gather_invariant all_gather_reduced reduce_scatter pbroadcast "
+    "psum_invariant unreduced_psum unreduced_reduce_scatter preduced psend precv "
+    "vary_unreduced_cast",
+    "lax.scaled_dot": "scaled_dot",
+    "pallas.pallas_call": "pallas_call",
+    "pjit": "reshard layout_constraint",
+    "random": "random_clone",
+    "random.philox2x32": "philox2x32",
+    "random.philox4x32": "philox4x32",
+    "random.threefry4x32": "threefry4x32",
+    "shard_map": "shard_map",
+    "state.discharge": "run_state",
+    "state.primitives": "addupdate get swap",
+    "xla_metadata": "xla_metadata_call xla_metadata_value",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
 def primitive(name: str) -> Any:
-    """The primitive `name` of `jax.extend` or `jax.lax`; None where JAX has none."""
-    return getattr(primitives, name, None) or getattr(jax.lax, name, None)
+    """The primitive called `name`, wherever JAX keeps it; None where it has none."""
+    found = getattr(primitives, f"{name}_p", None) or getattr(jax.lax, f"{name}_p", None)
+    if found is not None or name not in _HOME_OF:
+        return found
+    try:
+        home = importlib.import_module(f"jax._src.{_HOME_OF[name]}")
+    except ImportError:
+        return None
+    return getattr(home, f"{name}_p", None)
 
 
 def _key_primitives() -> tuple[Any, Any]:
@@ -96,3 +145,9 @@ def bind(eqn: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
     """Evaluate one equation on values, with other parameters."""
     out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def varying_like(value: Any, other: Any) -> Any:
+    """A constant that varies over the mesh axes of a `shard_map` as `other` does."""
+    axes = tuple(jax.typeof(other).manual_axis_type.varying)
+    return jax.lax.pcast(value, axes, to="varying") if axes else value

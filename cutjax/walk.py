@@ -1,7 +1,7 @@
 """Walking a jaxpr once, in any nesting, to collect what its primitives say of axes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from jax.core import Tracer
 from cutjax._compat import Literal, open_jaxpr, primitive, user_line
 from cutjax.errors import TraceError
 from cutjax.rules.base import RULES, Summed, Value, shape_of
+from cutjax.rules.gaps import GAPS
 from cutjax.unify import Solver, Var, Where
 
 
@@ -72,7 +73,7 @@ _FOLDS = {
     "convert_element_type": lambda a: a,
     "copy": lambda a: a,
 }
-FOLDS = {primitive(f"{name}_p"): fn for name, fn in _FOLDS.items()}
+FOLDS = {primitive(name): fn for name, fn in _FOLDS.items()}
 
 
 class Walker:
@@ -85,6 +86,7 @@ class Walker:
         self.makers: list[tuple[int, tuple[Var, ...]]] = []
         self.used: dict[int, int] = {}
         self.means: list[tuple[tuple[Var, ...], Where | None]] = []
+        self.mesh: dict[str, int] = {}
         self._times = 1
         self._loops = 0
         self._at: tuple[Frame, int] | None = None
@@ -122,10 +124,13 @@ class Walker:
 
     def _unknown(self, eqn: Any, ins: Sequence[Value]) -> list[tuple[Var, ...]]:
         if self.on_unknown != "pin":
+            gap = GAPS.get(eqn.primitive)
             raise self.error(
                 eqn,
-                f"no rule for the primitive `{eqn.primitive}`",
-                "cutjax.trace(..., on_unknown='pin') keeps whole whatever reaches it",
+                f"no rule for the primitive `{eqn.primitive}`"
+                + (f": {gap}" if gap else ""),
+                "cutjax.trace(..., on_unknown='pin') keeps whole whatever reaches it; "
+                "cutjax.register_rule(primitive, infer=...) teaches what it does",
             )
         reason = f"reaches `{eqn.primitive}`, for which there is no rule"
         for value in ins:
@@ -152,6 +157,13 @@ class Walker:
         self._times, self._loops = before, self._loops - 1
 
     @contextmanager
+    def sharded(self, sizes: Mapping[str, int]):
+        """Within, mesh axes have names and sizes."""
+        before, self.mesh = self.mesh, {**self.mesh, **sizes}
+        yield
+        self.mesh = before
+
+    @contextmanager
     def dearest(self):
         """Within, of the branches entered only the dearest at full size is counted."""
         before, self.terms = self.terms, []
@@ -168,26 +180,24 @@ class Walker:
 
     def contraction(
         self,
-        eqn: Any,
         ins: Sequence[Value],
-        inner: Sequence[Sequence[Var]],
+        axes: Sequence[Sequence[int]],
+        inner: Sequence[Var],
         free: Sequence[Sequence[Var]],
         cost: Sequence[Var],
     ) -> None:
-        """Report a contraction: axes contracted and left free per operand, and cost."""
+        """Report a contraction: axes summed over and left free per operand, and cost.
+
+        `inner` are the dimensions summed over; of a grouped convolution only those
+        within a group.
+        """
         frame, index = self._at  # type: ignore[misc]
         self.terms.append(Term(self._times, tuple(cost), frame, index))
         at = 0 if ins[0].data or not ins[1].data else 1
-        axes = self._axes(eqn, at)
-        frame.sites[index] = Site(at, axes, tuple(inner[at]), looped=self._loops > 0)
-        for value, dims in zip(ins, free, strict=True):
+        looped = self._loops > 0
+        frame.sites[index] = Site(at, tuple(axes[at]), tuple(inner), looped=looped)
+        for value, dims in zip(ins, free, strict=False):
             self.made(value, dims)
-
-    def _axes(self, eqn: Any, at: int) -> tuple[int, ...]:
-        spec = eqn.params["dimension_numbers"]
-        if hasattr(spec, "lhs_spec"):
-            return ((spec.lhs_spec, spec.rhs_spec)[at][1],)
-        return tuple(spec[0][at])
 
     def made(self, value: Value, dims: Iterable[Var]) -> None:
         """Report that a parameter makes the channels `dims`."""

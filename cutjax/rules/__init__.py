@@ -6,6 +6,8 @@ from cutjax.rules import (
     elementwise as elementwise,
     indexing as indexing,
     movement as movement,
+    opaque as opaque,
+    parallel as parallel,
     reduction as reduction,
 )
 from cutjax.rules.base import RULES as RULES

@@ -69,7 +69,7 @@ def rule(names: str, resize=None, evaluate=None):
     """
 
     def register(infer):
-        add((primitive(f"{name}_p") for name in names.split()), infer, resize, evaluate)
+        add(map(primitive, names.split()), infer, resize, evaluate)
         return infer
 
     return register

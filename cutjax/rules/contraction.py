@@ -1,6 +1,6 @@
 """Contractions: dot_general and convolution, where groups are made and read."""
 
-from cutjax.rules.base import rule
+from cutjax.rules.base import rule, shape_of
 from cutjax.unify import WINDOW
 
 
@@ -17,9 +17,8 @@ def _dot(w, eqn, ins):
     free_b = [b[j] for j in range(len(b)) if j not in (*right, *right_batch)]
     batch = [a[i] for i in left_batch]
     inner = [a[i] for i in left]
-    w.contraction(
-        eqn, ins, (inner, inner), (free_a, free_b), (*batch, *inner, *free_a, *free_b)
-    )
+    cost = (*batch, *inner, *free_a, *free_b)
+    w.contraction(ins, (left, right), inner, (free_a, free_b), cost)
     return [(*batch, *free_a, *free_b)]
 
 
@@ -54,7 +53,8 @@ def _conv(w, eqn, ins):
     made = ([batch], [features])
     cost = (*out, rhs[1], *rhs[2:])
     # Within a group only: what is merely carried along is read by whoever mixes it.
-    w.contraction(eqn, ins, ([rhs[1]], [rhs[1]]), made, cost)
+    axes = ([spec.lhs_spec[1]], [spec.rhs_spec[1]])
+    w.contraction(ins, axes, [rhs[1]], made, cost)
     return [tuple(dims)]
 
 
@@ -74,3 +74,32 @@ def _tie_groups(s, lhs, rhs, p):
     s.unify(lhs[0], s.product([outer, batch]))
     s.unify(rhs[0], s.product([outer, each]))
     return batch, rhs[0]
+
+
+@rule("ragged_dot_general")
+def _ragged_dot(w, eqn, ins):
+    """Rows in runs, each run with its own matrix: runs and matrices stay whole."""
+    p = eqn.params["ragged_dot_dimension_numbers"]
+    (left, right), (left_batch, right_batch) = p.dot_dimension_numbers
+    a, b, runs = (value.dims for value in ins[:3])
+    reason = "the groups of a ragged product"
+    for d in (
+        *(a[i] for i in p.lhs_ragged_dimensions),
+        *(b[j] for j in p.rhs_group_dimensions),
+        *runs,
+    ):
+        w.solver.pin(d, reason)
+    w.solver.unify_all([a[i] for i in left], [b[j] for j in right])
+    w.solver.unify_all([a[i] for i in left_batch], [b[j] for j in right_batch])
+    taken = (*right, *right_batch, *p.rhs_group_dimensions)
+    batch = [a[i] for i in left_batch]
+    inner = [a[i] for i in left]
+    free_a = [a[i] for i in range(len(a)) if i not in (*left, *left_batch)]
+    free_b = [b[j] for j in range(len(b)) if j not in taken]
+    out = [*batch, *free_a, *free_b]
+    sizes = shape_of(eqn.outvars[0])
+    if len(sizes) > len(out):
+        out = [w.solver.new(sizes[0], reason), *out]
+    cost = (*batch, *inner, *free_a, *free_b)
+    w.contraction(ins, (left, right), inner, (free_a, free_b), cost)
+    return [tuple(out)]

@@ -6,15 +6,37 @@ from cutjax._compat import scan_counts
 from cutjax.rules.base import Value, rule
 
 
+BODIES = ("jaxpr", "call_jaxpr", "call", "branches")
+
+
 def _inline(ev, eqn, sub, ins, outs, args):
     return ev.run(sub[0], args)
 
 
-@rule("jit closed_call call", evaluate=_inline)
+@rule("closed_call call composite custom_vmap xla_metadata_call", evaluate=_inline)
 def _call(w, eqn, ins):
     """Whatever is called once says of its axes what its body says."""
-    name = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
+    name = next(name for name in BODIES if name in eqn.params)
     return w.enter(eqn.params[name], ins).outs
+
+
+def _jit(ev, eqn, sub, ins, outs, args):
+    """A nested jit stays one where it says on which devices its arrays lie."""
+    placed = [
+        [s if isinstance(s, jax.sharding.Sharding) else None for s in eqn.params[side]]
+        for side in ("in_shardings", "out_shardings")
+    ]
+    if ev.flat or ev.hook or not any(map(any, placed)):
+        return ev.run(sub[0], args)
+    small = jax.jit(
+        lambda *a: tuple(ev.run(sub[0], a)),
+        in_shardings=tuple(placed[0]),
+        out_shardings=tuple(placed[1]),
+    )
+    return list(small(*args))
+
+
+rule("jit", evaluate=_jit)(_call)
 
 
 def _remat(ev, eqn, sub, ins, outs, args):

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from cutjax._compat import varying_like
 from cutjax.rules.base import Summed, rule
 
 UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e
@@ -15,11 +16,13 @@ bitcast_convert_type cbrt ceil clz conj convert_element_type copy cos cosh
 digamma erf_inv erf erfc exp2 exp expm1 floor imag integer_pow is_finite
 lgamma log1p log2 log logistic name neg not one_minus_square
 population_count real reduce_precision round rsqrt sign sin sinh sqrt square
-stop_gradient tan tanh sharding_constraint polynomial"""
+stop_gradient tan tanh sharding_constraint reshard layout_constraint
+polynomial reciprocal zeros_like random_clone"""
 NARY = """add_jaxvals add and atan2 clamp complex eq eq_to ge gt igamma_grad_a igamma
 igammac le le_to lt lt_to max min mulhi ne nextafter or polygamma pow
 regularized_incomplete_beta rem select_n shift_left shift_right_arithmetic
-shift_right_logical sub xor zeta threefry2x32 random_gamma"""
+shift_right_logical sub xor zeta random_gamma threefry2x32 threefry4x32
+philox2x32 philox4x32"""
 # Through these a sum of n things stays a sum of n things, up to a factor.
 LINEAR = ("convert_element_type", "neg", "copy", "stop_gradient", "reduce_precision")
 
@@ -123,7 +126,8 @@ def _evaluate_scale(divide: bool):
                 new = _new_count(ev, eqn, number, total, kept, dims)
                 factor = new if divide else 1.0 / new
                 args = list(args)
-                args[1 - i] = np.asarray(factor, args[1 - i].dtype)
+                number = np.asarray(factor, args[1 - i].dtype)
+                args[1 - i] = varying_like(number, args[i])
         return ev.bind(eqn, args)
 
     return evaluate

@@ -98,11 +98,13 @@ def _bit_generator(w, eqn, ins):
     return [ins[0].dims, w.solver.news(eqn.params["shape"])]
 
 
-@rule(
-    "rng_uniform", resize=lambda k, eqn, ins, outs: {"shape": counts(k, outs[0].dims)}
-)
-def _rng_uniform(w, eqn, ins):
-    return [w.solver.news(eqn.params["shape"])]
+def _fresh_shape(k, eqn, ins, outs):
+    return {"shape": counts(k, outs[0].dims)}
+
+
+@rule("rng_uniform empty empty2", resize=_fresh_shape)
+def _fresh(w, eqn, ins):
+    return [w.solver.news(shape_of(eqn.outvars[0]))]
 
 
 @rule("random_seed random_split random_fold_in")

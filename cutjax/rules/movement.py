@@ -110,8 +110,12 @@ def _slice_limits(k, eqn, ins, outs):
     start, limit = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
     strides = eqn.params["strides"] or (1,) * len(start)
     for i, d in enumerate(ins[0].dims):
-        if strides[i] == 1 and k.count(d) != d.size:
-            mask = k.mask(d)
+        if k.count(d) == d.size:
+            continue
+        mask = k.mask(d)
+        if strides[i] > 1:
+            limit[i] = int(mask.sum())
+        else:
             before, inside = mask[: start[i]].sum(), mask[start[i] : limit[i]].sum()
             start[i], limit[i] = int(before), int(before + inside)
     return {"start_indices": tuple(start), "limit_indices": tuple(limit)}
@@ -135,9 +139,19 @@ def _slice(w, eqn, ins):
         elif step == 1:
             out.append(w.solver.segment(d, start, limit))
         else:
-            w.solver.pin(d, "sliced with a stride")
-            out.append(w.solver.new(size, "sliced with a stride"))
+            out.append(_every_nth(w.solver, d, start, step, size))
     return [tuple(out)]
+
+
+def _every_nth(s, d, start, step, size):
+    """Every `step`-th position: one column of the axis folded to (size, step)."""
+    whole = start < step and size * step == d.size
+    if whole and not s.pinned(d):
+        outer, inner = s.new(size), s.new(step, "sliced with a stride")
+        s.unify(d, s.product([outer, inner]))
+        return outer
+    s.pin(d, "sliced with a stride")
+    return s.new(size, "sliced with a stride")
 
 
 def _split_sizes(k, eqn, ins, outs):

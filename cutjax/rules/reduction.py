@@ -81,9 +81,11 @@ def _window(w, eqn, ins):
     return [out] * len(eqn.outvars)
 
 
-@rule("select_and_scatter_add")
+@rule("select_and_scatter_add select_and_scatter")
 def _scatter_window(w, eqn, ins):
     source, operand = ins[0].dims, ins[1].dims
+    if "select_jaxpr" in eqn.params:  # the general form has them the other way round
+        source, operand = operand, source
     for i, size in enumerate(eqn.params["window_dimensions"]):
         if size == 1 and source[i].size == operand[i].size:
             w.solver.unify(source[i], operand[i])
