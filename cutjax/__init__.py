@@ -4,7 +4,7 @@
 `plan` solves for a budget, `cut` returns the smaller function and its parameters.
 """
 
-from cutjax import fuse
+from cutjax import fuse, rules
 from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
 from cutjax.checkpoint import load, read, save
@@ -15,6 +15,7 @@ from cutjax.gate import gate
 from cutjax.graph import Graph, Group
 from cutjax.plan import plan
 from cutjax.recover import compensate, finetune, recalibrate, teach
+from cutjax.rules import register_rule
 from cutjax.saliency import fisher, joint, l1, random, saliency, taylor
 from cutjax.shrink import cut, cut_params, mask, select, shrink
 from cutjax.trace import trace
@@ -42,6 +43,8 @@ __all__ = [
     "random",
     "read",
     "recalibrate",
+    "register_rule",
+    "rules",
     "saliency",
     "save",
     "select",

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax._src import source_info_util as _source
 from jax.extend.core import Literal as Literal
 
-
 # Primitives without a public name, by the module that holds them.
 _HOMES = {
     "ad_util": "zeros_like",
@@ -56,7 +55,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 
 def primitive(name: str) -> Any:
     """The primitive called `name`, wherever JAX keeps it; None where it has none."""
-    found = getattr(primitives, f"{name}_p", None) or getattr(jax.lax, f"{name}_p", None)
+    found = getattr(primitives, f"{name}_p", None) or getattr(
+        jax.lax, f"{name}_p", None
+    )
     if found is not None or name not in _HOME_OF:
         return found
     try:

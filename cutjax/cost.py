@@ -23,11 +23,19 @@ class Cost(NamedTuple):
 
 
 class Term(NamedTuple):
-    """Multiply-adds of one contraction: twice `times` times the product of its axes."""
+    """One contraction: `times` multiply-adds per element of the product of its axes.
+
+    It reads the groups `reads` and makes the groups `makes`, by the kernel at `path`
+    (None: computed), at the user's `line`.
+    """
 
     times: int
     axes: tuple[Axis, ...]
     tasks: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    path: str | None = None
+    line: str = ""
 
 
 def cost_of(

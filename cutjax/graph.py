@@ -6,18 +6,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cutjax import show
+from cutjax import dot, show
 from cutjax.cost import Cost, Term, cost_of
 from cutjax.dims import Axis, Keep
 from cutjax.errors import KeepError, suggest
 
 
 class Member(NamedTuple):
-    """One place of a group: an axis of a parameter, and how the group sits in it."""
+    """One place of a group: an axis of a parameter, and how the group sits in it.
+
+    `tie` says with which other place it is tied, and by which lines of the user's code;
+    the place that the others hang on has none.
+    """
 
     path: str
     axis: int
     layout: Axis
+    tie: str = ""
+
+    @property
+    def place(self) -> str:
+        """`path:axis`."""
+        return f"{self.path}:{self.axis}"
 
 
 @dataclass(frozen=True)
@@ -25,8 +35,8 @@ class Group:
     """Channels that live and die together.
 
     `name` is `path:axis` of the weight that makes them. `pinned` says why nothing of it
-    may be cut (None: it may). `tasks` are those that it reaches. `ties` are the lines
-    of the user's code that couple the members.
+    may be cut (None: it may). `tasks` are those that it reaches. `notes` tell where a
+    mean runs over the channels.
     """
 
     name: str
@@ -35,7 +45,6 @@ class Group:
     pinned: str | None = None
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    ties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,18 @@ class Graph:
         return show.table(self)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: a table of the groups, and who reads whom."""
+        return show.html(self)
+
+    def to_dot(self) -> str:
+        """The graph in the DOT language: a box per group, an arrow per reader.
+
+        Returns:
+            Text for `dot -Tsvg`, or for `graphviz.Source` in a notebook.
+        """
+        return dot.to_dot(self)
 
     @property
     def free(self) -> tuple[Group, ...]:

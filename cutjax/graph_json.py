@@ -49,16 +49,19 @@ def graph_to_json(graph: Graph) -> Json:
             {
                 "name": group.name,
                 "size": int(group.size),
-                "members": [[m.path, m.axis] for m in group.members],
+                "members": [[m.path, m.axis, m.tie] for m in group.members],
                 "pinned": group.pinned,
                 "tasks": list(group.tasks),
                 "notes": list(group.notes),
-                "ties": list(group.ties),
             }
             for group in graph.groups
         ],
         "terms": [
-            [int(t.times), [_axis_to_json(a) for a in t.axes], list(t.tasks)]
+            {
+                **t._asdict(),
+                "times": int(t.times),
+                "axes": [_axis_to_json(a) for a in t.axes],
+            }
             for t in graph.terms
         ],
     }
@@ -85,17 +88,24 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
         Group(
             name=g["name"],
             size=g["size"],
-            members=tuple(Member(n, i, axes[n][i]) for n, i in g["members"]),
+            members=tuple(Member(n, i, axes[n][i], t) for n, i, t in g["members"]),
             pinned=g["pinned"],
             tasks=tuple(g["tasks"]),
             notes=tuple(g["notes"]),
-            ties=tuple(g["ties"]),
         )
         for g in value["groups"]
     ]
     terms = [
-        Term(times, tuple(_axis_from_json(a) for a in some), tuple(tasks))
-        for times, some, tasks in value["terms"]
+        Term(
+            times=t["times"],
+            axes=tuple(_axis_from_json(a) for a in t["axes"]),
+            tasks=tuple(t["tasks"]),
+            reads=tuple(t["reads"]),
+            makes=tuple(t["makes"]),
+            path=t["path"],
+            line=t["line"],
+        )
+        for t in value["terms"]
     ]
     return Graph(
         groups=tuple(groups),

@@ -5,6 +5,7 @@ evaluated on the small arrays with parameters that fit them. All of it happens w
 tracing: the compiled program holds no trace of the full sizes.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from cutjax._compat import Literal, bind, scope_of, user_line
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.errors import KeepError
 from cutjax.rules.base import RULES, Value
-from cutjax.unify import PRODUCT, Solver, Var, find, parts_of
+from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
 
 Axes = tuple[Axis, ...]
@@ -26,9 +27,10 @@ Hook = Callable[["Kept", "Reader", Run, list[Any]], list[Any]]
 
 
 class Kept:
-    """Kept positions per variable."""
+    """Kept positions per variable; `links` of the solver explain what is refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, links: Sequence[Link] = ()) -> None:
+        self._links = links
         self._masks: dict[Var, np.ndarray] = {}
         self._names: dict[Var, str] = {}
         self._counts: dict[Var, int] = {}
@@ -37,16 +39,21 @@ class Kept:
         """State that of `var` these positions stay; forms are taken apart."""
         var = find(var)
         if var.form is not None:
-            for part, piece in zip(
-                parts_of(var), _pieces(var, mask, name), strict=True
-            ):
+            pieces = _pieces(var, mask)
+            if pieces is None:
+                sizes = [p.size for p in parts_of(var)]
+                raise KeepError(
+                    f"this function folds {name!r} into axes of sizes {sizes}; the "
+                    f"kept channels are not a grid of these ({self._ties(var)})"
+                )
+            for part, piece in zip(parts_of(var), pieces, strict=True):
                 self.assign(part, piece, name)
             return
         known = self._masks.get(var)
         if known is not None and not np.array_equal(known, mask):
             raise KeepError(
                 f"{self._names[var]!r} and {name!r} share channels in this function, "
-                f"but the keep treats them differently ({_ties(var)})"
+                f"but the keep treats them differently ({self._ties(var)})"
             )
         if var.pins and not mask.all():
             pin = var.pins[0]
@@ -55,6 +62,12 @@ class Kept:
                 f"at {line_of(pin.where)}"
             )
         self._masks[var], self._names[var] = mask, name
+
+    def _ties(self, var: Var) -> str:
+        root = find(var)
+        met = (link.where for link in self._links if root in map(find, link[:2]))
+        lines = dict.fromkeys(line_of(where) for where in met if where is not None)
+        return "; ".join([*lines][:3]) or "stated by its shape"
 
     def name(self, var: Var) -> str | None:
         """The group that a free variable belongs to."""
@@ -86,7 +99,8 @@ class Kept:
         return all(self.count(d) == d.size for d in value.dims)
 
 
-def _pieces(var: Var, mask: np.ndarray, name: str) -> Sequence[Any]:
+def _pieces(var: Var, mask: np.ndarray) -> Sequence[Any] | None:
+    """The mask of each part of a form; None if it is not made of such."""
     parts = parts_of(var)
     sizes = [p.size for p in parts]
     if var.form != PRODUCT:
@@ -97,16 +111,7 @@ def _pieces(var: Var, mask: np.ndarray, name: str) -> Sequence[Any]:
     outer = pieces[0]
     for piece in pieces[1:]:
         outer = np.multiply.outer(outer, piece)
-    if not np.array_equal(outer, grid):
-        raise KeepError(
-            f"this function folds {name!r} into axes of sizes {sizes}; the kept "
-            f"channels are not a grid of these ({_ties(var)})"
-        )
-    return pieces
-
-
-def _ties(var: Var) -> str:
-    return "; ".join(line_of(w) for w in var.why[:3]) or "stated by its shape"
+    return pieces if np.array_equal(outer, grid) else None
 
 
 def to_var(solver: Solver, axis: Axis, table: dict[str, Var]) -> Var:
@@ -122,9 +127,13 @@ def to_var(solver: Solver, axis: Axis, table: dict[str, Var]) -> Var:
             return solver.concat([to_var(solver, p, table) for p in parts])
 
 
-def kept_of(table: Mapping[str, Var], keep: Mapping[str, np.ndarray]) -> Kept:
+def kept_of(
+    table: Mapping[str, Var],
+    keep: Mapping[str, np.ndarray],
+    links: Sequence[Link] = (),
+) -> Kept:
     """What stays of the groups in a table of variables; those not named stay whole."""
-    kept = Kept()
+    kept = Kept(links)
     for name, var in table.items():
         kept.assign(var, np.asarray(keep.get(name, np.ones(var.size, bool))), name)
     return kept
@@ -181,10 +190,7 @@ class Evaluator:
         ins = [frame.read(atom) for atom in eqn.invars]
         outs = [frame.values[var] for var in eqn.outvars]
         site, sub = frame.sites.get(index), frame.subs.get(index)
-
-        def run(values: Sequence[Any]) -> list[Any]:
-            return self._apply(eqn, sub, ins, outs, values)
-
+        run = functools.partial(self._apply, eqn, sub, ins, outs)
         if site is None or self.hook is None:
             return run(args)
         return self.hook(self.k, Reader(eqn, site, ins, outs), run, args)
@@ -305,7 +311,7 @@ def resized(
         if axes is not None:
             dims = [to_var(walker.solver, a, table) for a in axes]
             walker.solver.unify_all(value.dims, dims)
-    evaluator = Evaluator(kept_of(table, keep), hook, flat)
+    evaluator = Evaluator(kept_of(table, keep, walker.solver.links), hook, flat)
     return Resized(evaluator.run(frame, args), frame.outs, evaluator)
 
 

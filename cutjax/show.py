@@ -1,9 +1,11 @@
 """Graphs for people: one line per group, and explanations in plain words."""
 
 import math
+from html import escape
 from typing import Any
 
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product, leaves
+from cutjax.dot import to_svg
 from cutjax.errors import KeepError, suggest
 
 
@@ -101,13 +103,65 @@ def _explain_group(graph: Any, group: Any) -> str:
     if group.pinned:
         lines.append(f"  pinned: {group.pinned}")
     lines.append("  lives in:")
-    lines += [f"    {m.path}:{m.axis} ({layout(m.layout)})" for m in group.members]
-    if group.ties:
-        lines.append("  tied by:")
-        lines += [f"    {tie}" for tie in group.ties]
+    lines += [f"    {_member(m)}" for m in group.members]
+    for verb, paths in _neighbours(graph, group.name).items():
+        lines.append(f"  {verb}: {', '.join(paths)}")
     lines += [f"  note: {note}" for note in group.notes]
     return "\n".join(lines)
 
 
+def _member(member: Any) -> str:
+    shape = "" if isinstance(member.layout, Leaf) else f" ({layout(member.layout)})"
+    return f"{member.place}{shape}" + (f", {member.tie}" if member.tie else "")
+
+
+def _neighbours(graph: Any, name: str) -> dict[str, list[str]]:
+    """Who makes and who reads the channels: kernels, or lines where there is none."""
+    verbs = {"made by": "makes", "read by": "reads"}
+    found = {
+        verb: dict.fromkeys(
+            term.path or f"`{term.line}`"
+            for term in graph.terms
+            if name in getattr(term, field)
+        )
+        for verb, field in verbs.items()
+    }
+    return {verb: list(paths) for verb, paths in found.items() if paths}
+
+
 def _indent(text: str) -> str:
     return "\n".join("  " + line for line in text.splitlines())
+
+
+MOST_BOXES = 80
+"""A picture of more groups than this is no longer looked at."""
+
+
+def html(graph: Any) -> str:
+    """What a notebook shows: the head line, a table, and the picture."""
+    head, *_ = table(graph).splitlines()
+    cells = "".join(_row(group, graph) for group in graph.groups)
+    names = "".join(f"<th>{n}</th>" for n in ("channels", "group", "tasks", "lives in"))
+    picture = (
+        f'<div style="overflow-x:auto">{to_svg(graph)}</div>'
+        if len(graph.groups) <= MOST_BOXES
+        else "<p>too many groups for a picture; see <code>graph.to_dot()</code></p>"
+    )
+    return (
+        f"<p>{escape(head)}</p><details open><summary>groups</summary>"
+        f"<table><tr>{names}</tr>{cells}</table></details>"
+        f"<details><summary>who reads whom</summary>{picture}</details>"
+    )
+
+
+def _row(group: Any, graph: Any) -> str:
+    what = f"<i>pinned: {escape(group.pinned)}</i>" if group.pinned else ""
+    mark = " *" if group.notes and not group.pinned else ""
+    cells = (
+        str(group.size),
+        f"<code>{escape(group.name)}</code>",
+        escape(_tasks(group, graph)),
+        what or f"<code>{escape(_places(group))}</code>{mark}",
+    )
+    title = escape("\n".join(map(_member, group.members)), quote=True)
+    return f'<tr title="{title}">' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"

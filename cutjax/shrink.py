@@ -363,7 +363,11 @@ def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
     def visit(node: Any, prefix: str) -> Any:
         if isinstance(node, Mapping):
             inner = {k: visit(v, f"{prefix}{k}/") for k, v in node.items()}
-            full = {k: v for k, v in inner.items() if jax.tree.leaves(v)}
+            full = {
+                k: v
+                for k, v in inner.items()
+                if jax.tree.leaves(v) or not jax.tree.leaves(node[k])
+            }
             return type(node)(full)  # pyright: ignore[reportCallIssue]
         leaves, structure = jax.tree_util.tree_flatten_with_path(
             node, is_leaf=lambda inner: inner is not node and isinstance(inner, Mapping)

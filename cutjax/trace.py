@@ -1,22 +1,26 @@
 """`trace`: from any function to its channel groups."""
 
 import fnmatch
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from cutjax import proof, walk
 from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
 from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves
+from cutjax.naming import names_of
+from cutjax.proof import ties_of
 from cutjax.resize import freeze
 from cutjax.rules.base import Value
-from cutjax.unify import WINDOW, Pin, Var, leaf_vars
-from cutjax.walk import Walker, line_of
+from cutjax.unify import Var, leaf_vars
+from cutjax.walk import Walker, line_of, said
 
 OUTPUT = "output"
 
@@ -74,7 +78,7 @@ def trace(
     axes = dict(zip(shapes, (v.dims for v in ins), strict=True))
     reach = {name: _named(tasks, bit) for name, bit in zip(shapes, bits, strict=False)}
     _pin_matching(walker, axes, pin)
-    names = _names(walker, axes)
+    names = names_of(walker, axes)
 
     def name(var: Var) -> Axis:
         if var in names:
@@ -83,15 +87,13 @@ def trace(
 
     frozen = {p: tuple(freeze(d, name) for d in dims) for p, dims in axes.items()}
     terms = tuple(
-        Term(
-            t.times,
-            tuple(freeze(d, name) for d in t.dims),
-            _named(tasks, marks.get((id(t.frame), t.index), 0)),
+        _term(
+            t, name, list(shapes), _named(tasks, marks.get((id(t.frame), t.index), 0))
         )
         for t in walker.terms
     )
     return Graph(
-        groups=tuple(_groups(walker, names, frozen, reach)),
+        groups=tuple(_groups(walker, names, axes, frozen, reach, tasks)),
         tasks=tasks,
         axes=frozen,
         shapes=shapes,
@@ -101,6 +103,28 @@ def trace(
         inputs=tuple(f"{x.dtype}{list(x.shape)}" for x in _leaves(inputs)),
         on_unknown=on_unknown,
     )
+
+
+def _term(
+    term: walk.Term,
+    name: Callable[[Var], Axis],
+    paths: Sequence[str],
+    tasks: tuple[str, ...],
+) -> Term:
+    return Term(
+        times=term.times,
+        axes=tuple(freeze(d, name) for d in term.dims),
+        tasks=tasks,
+        reads=_held(term.inner, name),
+        makes=_held(term.made, name),
+        path=None if term.param is None else paths[term.param],
+        line=line_of(term.where),
+    )
+
+
+def _held(dims: Iterable[Var], name: Callable[[Var], Axis]) -> tuple[str, ...]:
+    found = (leaf.name for d in dims for leaf in leaves(freeze(d, name)))
+    return tuple(dict.fromkeys(found))
 
 
 def _shape(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -179,81 +203,58 @@ def _pin_matching(
             )
 
 
-def _names(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> dict[Var, str]:
-    """Names of the groups: where the weight that makes the channels holds them."""
-    paths = list(axes)
-    places: dict[Var, list[tuple[str, int, int]]] = {}
-    for path, dims in axes.items():
-        for axis, d in enumerate(dims):
-            several = [v for v in leaf_vars(d) if v.size > 1]
-            for at, var in enumerate(several):
-                nth = at if len(several) > 1 else -1
-                places.setdefault(var, []).append((path, axis, nth))
-    makers: dict[Var, list[str]] = {}
-    for param, made in walker.makers:
-        for d in made:
-            for var in leaf_vars(d):
-                makers.setdefault(var, []).append(paths[param])
-    order = {paths[i]: n for i, n in walker.used.items()}
-    names = {}
-    for var, found in places.items():
-        if var.pins and all(pin.reason == WINDOW for pin in var.pins):
-            continue
-        path, axis, nth = _maker(found, makers.get(var, ()), order)
-        names[var] = f"{path}:{axis}" + (f".{nth}" if nth >= 0 else "")
-    return dict(sorted(names.items(), key=lambda kv: _rank(kv[1], order)))
-
-
-def _maker(
-    places: Sequence[tuple[str, int, int]],
-    makers: Sequence[str],
-    order: Mapping[str, int],
-) -> tuple[str, int, int]:
-    """The place that names a group: in its first maker, else in its first user."""
-    by_path = {place[0]: place for place in reversed(places)}
-    for path in makers:
-        if path in by_path:
-            return by_path[path]
-    return min(places, key=lambda p: (order.get(p[0], len(order)), p))
-
-
-def _rank(name: str, order: Mapping[str, int]) -> tuple[int, str]:
-    path = name.rpartition(":")[0]
-    return order.get(path, len(order)), name
-
-
-def _groups(walker: Walker, names, frozen, reach) -> Iterable[Group]:
+def _groups(
+    walker: Walker,
+    names: Mapping[Var, str],
+    axes: Mapping[str, tuple[Var, ...]],
+    frozen: Mapping[str, tuple[Axis, ...]],
+    reach: Mapping[str, tuple[str, ...]],
+    tasks: Sequence[str],
+) -> Iterable[Group]:
     members: dict[str, list[Member]] = {name: [] for name in names.values()}
     paths = list(frozen)
     used = {paths[i]: n for i, n in walker.used.items()}
-    for path, axes in sorted(frozen.items(), key=lambda kv: used.get(kv[0], len(used))):
-        for i, axis in enumerate(axes):
+    for path in sorted(frozen, key=lambda path: used.get(path, len(used))):
+        for i, axis in enumerate(frozen[path]):
             for name in dict.fromkeys(leaf.name for leaf in leaves(axis)):
                 members[name].append(Member(path, i, axis))
-    means: dict[Var, list[str]] = {}
-    for dims, where in walker.means:
-        for var in {v for d in dims for v in leaf_vars(d)}:
-            line = f"a mean runs over these channels at {line_of(where)}"
-            means.setdefault(var, []).append(line)
+    ties = ties_of(walker.solver.links, names, _places(members, axes))
+    lines = functools.cache(line_of)
+    notes = _notes(walker)
     for var, name in names.items():
-        pin = var.pins[0] if var.pins else None
-        tasks = {task for m in members[name] for task in reach[m.path]}
-        lines = (f"`{w.eqn.primitive}` at {line_of(w)}" for w in var.why)
+        found = {task for m in members[name] for task in reach[m.path]}
+        tied = ties[name]
         yield Group(
             name=name,
             size=var.size,
-            members=tuple(members[name]),
-            pinned=_said(pin) if pin else None,
-            tasks=tuple(_in_order(reach, tasks)),
-            notes=tuple(dict.fromkeys(means.get(var, ()))),
-            ties=tuple(dict.fromkeys(lines)),
+            members=tuple(
+                m._replace(tie=proof.said(tied[m.place], lines))
+                if m.place in tied
+                else m
+                for m in members[name]
+            ),
+            pinned=said(var.pins[0]) if var.pins else None,
+            tasks=tuple(task for task in tasks if task in found),
+            notes=tuple(dict.fromkeys(notes.get(var, ()))),
         )
 
 
-def _said(pin: Pin) -> str:
-    return f"{pin.reason}, {line_of(pin.where)}" if pin.where else pin.reason
+def _places(
+    members: Mapping[str, Sequence[Member]], axes: Mapping[str, tuple[Var, ...]]
+) -> dict[str, dict[str, Var]]:
+    """Per group, the variables of its places; the one that names it comes first."""
+    out = {}
+    for name, some in members.items():
+        root = name.rpartition(":")[0]
+        first = sorted(some, key=lambda m: not (m.path == root and m.place in name))
+        out[name] = {m.place: axes[m.path][m.axis] for m in first}
+    return out
 
 
-def _in_order(reach: Mapping[str, tuple[str, ...]], tasks: set[str]) -> list[str]:
-    known = dict.fromkeys(task for some in reach.values() for task in some)
-    return [task for task in known if task in tasks]
+def _notes(walker: Walker) -> dict[Var, list[str]]:
+    notes: dict[Var, list[str]] = {}
+    for dims, where in walker.means:
+        line = f"a mean runs over these channels at {line_of(where)}"
+        for var in {v for d in dims for v in leaf_vars(d)}:
+            notes.setdefault(var, []).append(line)
+    return notes

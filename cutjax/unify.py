@@ -29,10 +29,18 @@ class Pin(NamedTuple):
     where: Where | None
 
 
+class Link(NamedTuple):
+    """Two variables that an equation ties: as equals, or as a form and its part."""
+
+    a: "Var"
+    b: "Var"
+    where: Where | None
+
+
 class Var:
     """A dimension variable: `link` to an equal one, or a `form` over `parts`."""
 
-    __slots__ = ("form", "link", "parts", "pins", "size", "why")
+    __slots__ = ("form", "link", "parts", "pins", "size")
 
     def __init__(self, size: int):
         self.size = size
@@ -40,7 +48,6 @@ class Var:
         self.form: str | None = None
         self.parts: tuple[Var, ...] = ()
         self.pins: list[Pin] = []
-        self.why: list[Where] = []
 
 
 def find(var: Var) -> Var:
@@ -70,10 +77,14 @@ def leaf_vars(var: Var) -> Iterator[Var]:
 
 
 class Solver:
-    """Collects equations; `where` is the equation that states them at the moment."""
+    """Collects equations; `where` is the equation that states them at the moment.
+
+    `links` keeps, in order, what was tied to what: the proof of every coupling.
+    """
 
     def __init__(self) -> None:
         self.where: Where | None = None
+        self.links: list[Link] = []
 
     def new(self, size: int, pin: str | None = None) -> Var:
         """A fresh variable."""
@@ -114,15 +125,18 @@ class Solver:
         var = Var(math.prod(sizes) if form == PRODUCT else sum(sizes))
         if parts:
             var.form, var.parts = form, tuple(parts)
+            self.links += [Link(var, part, self.where) for part in parts]
         return var
 
     def unify(self, a: Var, b: Var) -> None:
         """State that two axes hold the same channels; size 1 ties nothing."""
+        link = Link(a, b, self.where)
         a, b = find(a), find(b)
         if a is b or (a.size == 1 and b.size == 1):
             return
         if a.size != b.size:
             raise ValueError(f"axes of sizes {a.size} and {b.size} cannot be equal")
+        self.links.append(link)
         if a.form is None:
             self._bind(a, b)
         elif b.form is None:
@@ -136,11 +150,9 @@ class Solver:
             self.unify(a, b)
 
     def _bind(self, free: Var, to: Var) -> None:
-        for leaf in leaf_vars(to):
-            leaf.why = _merged(leaf.why, free.why, self.where)
         for pin in free.pins:
             self._pin(to, pin)
-        free.link, free.why = to, []
+        free.link = to
 
     def _refine(self, a: Var, b: Var) -> None:
         if a.form == b.form == CONCAT:
@@ -187,7 +199,7 @@ class Solver:
         if var.form == CONCAT:
             return self._cut_concat(var, first)
         halves = self._fresh(var, (first, var.size - first))
-        self._bind(var, self.concat(halves))
+        self.unify(var, self.concat(halves))
         return halves
 
     def _cut_concat(self, var: Var, first: int) -> tuple[Var, Var] | None:
@@ -212,7 +224,7 @@ class Solver:
         inner = var.size // outer
         if var.form is None:
             halves = self._fresh(var, (outer, inner))
-            self._bind(var, self.product(halves))
+            self.unify(var, self.product(halves))
             return halves
         if var.form == PRODUCT:
             return self._factor_product(var, outer)
@@ -261,11 +273,13 @@ class Solver:
     def _fresh(self, var: Var, sizes: tuple[int, int]) -> tuple[Var, Var]:
         halves = (Var(sizes[0]), Var(sizes[1]))
         for half in halves:
-            half.pins, half.why = list(var.pins), list(var.why)
+            half.pins = list(var.pins)
         return halves
 
     def segment(self, var: Var, start: int, stop: int) -> Var:
         """The positions `start:stop` of an axis."""
+        if start == stop:
+            return self.new(0)
         if self.pinned(var):
             return self.new(stop - start, "part of an axis that stays whole")
         for at, side in ((stop, 0), (start, 1)):
@@ -276,9 +290,3 @@ class Solver:
                     return self.new(stop - start, "part of an axis that stays whole")
                 var = halves[side]
         return var
-
-
-def _merged(a: list[Where], b: list[Where], where: Where | None) -> list[Where]:
-    extra = [*b, where] if where is not None else b
-    seen = {id(w.eqn) for w in a}
-    return a + [w for w in extra if id(w.eqn) not in seen]

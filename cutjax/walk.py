@@ -13,7 +13,7 @@ from cutjax._compat import Literal, open_jaxpr, primitive, user_line
 from cutjax.errors import TraceError
 from cutjax.rules.base import RULES, Summed, Value, shape_of
 from cutjax.rules.gaps import GAPS
-from cutjax.unify import Solver, Var, Where
+from cutjax.unify import Pin, Solver, Var, Where
 
 
 class Site(NamedTuple):
@@ -31,12 +31,20 @@ class Site(NamedTuple):
 
 
 class Term(NamedTuple):
-    """Multiply-adds of one contraction: `times` repeats over the axes `dims`."""
+    """Multiply-adds of one contraction: `times` repeats over the axes `dims`.
+
+    It sums over `inner` and makes the channels `made`; `param` is its kernel, if that
+    is a parameter.
+    """
 
     times: int
     dims: tuple[Var, ...]
     frame: "Frame"
     index: int
+    inner: tuple[Var, ...]
+    made: tuple[Var, ...]
+    param: int | None
+    where: Where | None
 
 
 class Frame:
@@ -110,11 +118,12 @@ class Walker:
 
     def _step(self, frame: Frame, eqn: Any) -> None:
         ins = [frame.read(atom) for atom in eqn.invars]
-        for value in ins:
-            if value.param is not None:
-                self.used.setdefault(value.param, len(self.used))
         rule = RULES.get(eqn.primitive)
         outs = self._unknown(eqn, ins) if rule is None else rule.infer(self, eqn, ins)
+        # An equation with a body uses nothing itself: nesting changes no order.
+        for value in () if self._at[1] in frame.subs else ins:  # type: ignore[index]
+            if value.param is not None:
+                self.used.setdefault(value.param, len(self.used))
         data = any(value.data for value in ins)
         for var, out in zip(eqn.outvars, outs, strict=True):
             if not isinstance(out, Value):
@@ -192,8 +201,15 @@ class Walker:
         within a group.
         """
         frame, index = self._at  # type: ignore[misc]
-        self.terms.append(Term(self._times, tuple(cost), frame, index))
         at = 0 if ins[0].data or not ins[1].data else 1
+        both = ins[1 - at].data
+        made = [d for i, dims in enumerate(free) if both or i != at for d in dims]
+        self.terms.append(
+            Term(
+                *(self._times, tuple(cost), frame, index),
+                *(tuple(inner), tuple(made), ins[1 - at].param, self.solver.where),
+            )
+        )
         looped = self._loops > 0
         frame.sites[index] = Site(at, tuple(axes[at]), tuple(inner), looped=looped)
         for value, dims in zip(ins, free, strict=False):
@@ -217,6 +233,11 @@ class Walker:
     def error(self, eqn: Any, what: str, remedy: str) -> TraceError:
         """An error about an equation, with the user's line that it comes from."""
         return TraceError(f"{what}\n  at {line_of(self.solver.where)}\n  try: {remedy}")
+
+
+def said(pin: Pin) -> str:
+    """A pin in words: why, and at which line."""
+    return f"{pin.reason}, {line_of(pin.where)}" if pin.where else pin.reason
 
 
 def line_of(where: Where | None) -> str:

@@ -6,8 +6,8 @@ padding. Here a convolution costs output elements x contracted elements, whateve
 under the taps; the zeros that a transposed convolution inserts between its inputs count
 as well.
 
-Only `dot_general` and `conv_general_dilated` cost something: everything else is linear
-in the activations and disappears beside them.
+Only products (`dot_general`, ragged or not) and convolutions cost something: everything
+else is linear in the activations and disappears beside them.
 """
 
 import math
@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 from jax.interpreters import partial_eval
+
+from cutjax._compat import primitive
 
 
 class UncountableError(ValueError):
@@ -81,6 +83,16 @@ def _conv(eqn: Any) -> int:
     return 2 * eqn.outvars[0].aval.size * math.prod(kernel[axis] for axis in contracted)
 
 
+def _ragged(eqn: Any) -> int:
+    # Each row meets the matrix of its own run only.
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    lhs = eqn.invars[0].aval.shape
+    flops = 2 * eqn.outvars[0].aval.size * math.prod(lhs[axis] for axis in contracted)
+    runs_apart = set(numbers.lhs_ragged_dimensions) & set(contracted)
+    return flops // eqn.outvars[0].aval.shape[0] if runs_apart else flops
+
+
 def _scan(eqn: Any) -> int:
     return eqn.params["length"] * sum(map(_count, _jaxprs(eqn.params)))
 
@@ -102,6 +114,7 @@ def _while(eqn: Any) -> int:
 _RULES: Mapping[Any, Callable[[Any], int]] = {
     jax.lax.dot_general_p: _dot,
     jax.lax.conv_general_dilated_p: _conv,
+    primitive("ragged_dot_general"): _ragged,
     jax.lax.scan_p: _scan,
     jax.lax.cond_p: _cond,
     jax.lax.while_p: _while,

@@ -10,4 +10,6 @@ from cutjax.rules import (
     parallel as parallel,
     reduction as reduction,
 )
-from cutjax.rules.base import RULES as RULES
+from cutjax.rules.base import RULES as RULES, register_rule as register_rule
+from cutjax.rules.elementwise import same_axes as same_axes
+from cutjax.rules.opaque import pinned as pinned

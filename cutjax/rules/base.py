@@ -13,7 +13,10 @@ parameters is not enough (control flow, counts, iota).
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from jax.extend.core import Primitive
+
 from cutjax._compat import primitive
+from cutjax.errors import TraceError
 from cutjax.unify import Var
 
 
@@ -80,6 +83,49 @@ def add(primitives: Iterable[Any], infer, resize=None, evaluate=None) -> None:
     for prim in primitives:
         if prim is not None:
             RULES[prim] = Rule(infer, resize, evaluate)
+
+
+def register_rule(
+    primitive: Primitive,
+    infer: Callable[..., list],
+    resize: Callable[..., dict[str, Any]] | None = None,
+) -> None:
+    """Teach cutjax a primitive of your own, or replace the rule of another.
+
+    Like JAX's own tables of rules, this one belongs to the process: register where the
+    primitive is defined.
+
+    Args:
+        primitive: the primitive object.
+        infer: `infer(w, eqn, ins)`: what the equation says of axes. `ins` holds a
+            `Value` per operand, `value.dims` a variable per axis. Returns, per output,
+            a tuple of variables: those of operands where the channels are the same,
+            `w.solver.new(size)` for others. `w.solver.unify(a, b)` ties two axes,
+            `w.solver.pin(a, reason)` keeps one whole. Ready to use:
+            `cutjax.rules.same_axes`, `cutjax.rules.pinned(reason)`.
+        resize: `resize(k, eqn, ins, outs)`: the parameters of the equation that change
+            with the sizes, as a dict; `k.count(d)` is the kept width of an axis.
+
+    Raises:
+        TraceError: `primitive` is no primitive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, cutjax as cj
+        >>> from jax.extend.core import Primitive
+        >>> squash = Primitive("squash")
+        >>> _ = squash.def_impl(jnp.tanh), squash.def_abstract_eval(lambda x: x)
+        >>> cj.register_rule(squash, infer=cj.rules.same_axes)
+        >>> apply = lambda w, x: squash.bind(x @ w["a"]) @ w["b"]
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))}
+        >>> [group.name for group in cj.trace(apply, w, jnp.ones((1, 2))).free]
+        ['a:1']
+    """
+    if not isinstance(primitive, Primitive):
+        raise TraceError(
+            f"{primitive!r} is no primitive; pass the object that is bound, such as "
+            "`jax.extend.core.Primitive('mine')`"
+        )
+    add([primitive], infer, resize)
 
 
 def shape_of(var: Any) -> tuple[int, ...]:

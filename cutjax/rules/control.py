@@ -5,7 +5,6 @@ import jax
 from cutjax._compat import scan_counts
 from cutjax.rules.base import Value, rule
 
-
 BODIES = ("jaxpr", "call_jaxpr", "call", "branches")
 
 

@@ -5,11 +5,13 @@ summed is a mean, and that number shrinks with the axis.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from cutjax._compat import varying_like
-from cutjax.rules.base import Summed, rule
+from cutjax.rules.base import Summed, Value, rule
+from cutjax.unify import Var
 
 UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e
 bitcast_convert_type cbrt ceil clz conj convert_element_type copy cos cosh
@@ -27,7 +29,8 @@ philox2x32 philox4x32"""
 LINEAR = ("convert_element_type", "neg", "copy", "stop_gradient", "reduce_precision")
 
 
-def _elementwise(w, eqn, ins):
+def same_axes(w: Any, eqn: Any, ins: list[Value]) -> list[tuple[Var, ...]]:
+    """Operands of one shape share their axes; scalars and axes of size 1 tie none."""
     rank = max(len(value.dims) for value in ins)
     full = [value.dims for value in ins if len(value.dims) == rank]
     out = []
@@ -42,7 +45,7 @@ def _elementwise(w, eqn, ins):
 
 @rule(" ".join(n for n in UNARY.split() if n not in LINEAR) + " " + NARY)
 def _infer(w, eqn, ins):
-    return _elementwise(w, eqn, ins)
+    return same_axes(w, eqn, ins)
 
 
 @rule(" ".join(LINEAR))
@@ -57,7 +60,7 @@ def _each(w, eqn, ins):
 
 @rule("add sub")
 def _add(w, eqn, ins):
-    (dims,) = _elementwise(w, eqn, ins)
+    (dims,) = same_axes(w, eqn, ins)
     a, b = ins[0].summed, ins[1].summed
     if a is None or b is None or _total(a) != _total(b):
         return [dims]
@@ -99,7 +102,7 @@ def _scaled_sum(ins, divide: bool):
 
 def _infer_scale(divide: bool):
     def infer(w, eqn, ins):
-        (dims,) = _elementwise(w, eqn, ins)
+        (dims,) = same_axes(w, eqn, ins)
         found = _scaled_sum(ins, divide)
         if found is None:
             return [dims]

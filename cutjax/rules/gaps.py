@@ -1,4 +1,4 @@
-"""Primitives that have no rule on purpose, and why; the error that they raise says so."""
+"""Primitives that have no rule on purpose, and why: the error says so."""
 
 from collections.abc import Mapping
 

@@ -20,7 +20,7 @@ def _gather(w, eqn, ins):
         if i in dn.operand_batching_dims:
             at = dn.operand_batching_dims.index(i)
             s.unify(d, indices[dn.start_indices_batching_dims[at]])
-        elif i in dn.start_index_map or size != d.size:
+        elif size != d.size:
             s.pin(d, INDEXED)
             if i not in dn.collapsed_slice_dims:
                 windows.append(s.new(size, INDEXED))
@@ -47,7 +47,7 @@ def _scatter(w, eqn, ins):
             s.pin(d, INDEXED)
         else:
             u = updates[next(inside)]
-            if i in dn.scatter_dims_to_operand_dims or u.size != d.size:
+            if u.size != d.size:
                 s.pin(d, INDEXED)
                 s.pin(u, INDEXED)
             else:

@@ -18,11 +18,9 @@ def _shape(k, eqn, ins, outs):
 
 @rule("reshape", resize=_new_sizes)
 def _reshape(w, eqn, ins):
-    if eqn.params.get("dimensions") is not None:
-        raise w.error(eqn, "reshape with `dimensions`", "transpose first")
-    return [
-        ins[0]._replace(dims=_regroup(w.solver, ins[0].dims, shape_of(eqn.outvars[0])))
-    ]
+    order = eqn.params.get("dimensions") or range(len(ins[0].dims))
+    dims = [ins[0].dims[i] for i in order]
+    return [ins[0]._replace(dims=_regroup(w.solver, dims, shape_of(eqn.outvars[0])))]
 
 
 def _regroup(s, dims, sizes):

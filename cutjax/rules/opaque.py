@@ -1,5 +1,7 @@
 """Operations that need an axis whole: FFTs, linear algebra, kernels, callbacks."""
 
+from collections.abc import Callable
+
 from cutjax.rules.base import rule, shape_of
 
 CLOSED = {
@@ -18,7 +20,7 @@ CLOSED = {
 """Primitives that are not looked into: all that goes in or comes out stays whole."""
 
 
-def pinned(reason: str):
+def pinned(reason: str) -> Callable[..., list]:
     """The `infer` of a primitive all of whose arguments and results stay whole."""
 
     def infer(w, eqn, ins):

@@ -1,0 +1,59 @@
+"""Names of groups: where the weight that makes the channels holds them."""
+
+from collections.abc import Mapping, Sequence
+
+from cutjax.unify import WINDOW, Var, leaf_vars
+from cutjax.walk import Walker
+
+Place = tuple[str, int, int]
+"""Path of a parameter, axis, and how many-eth group of that axis (-1: the only one)."""
+
+
+def names_of(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> dict[Var, str]:
+    """A name for every free variable in the axes of the parameters.
+
+    Args:
+        walker: after its walk.
+        axes: the variables of each parameter, by path, in the order of the pytree.
+
+    Returns:
+        Variable -> `path:axis` (`path:axis.n` if that axis holds several groups), in
+        order of use.
+    """
+    paths = list(axes)
+    places: dict[Var, list[Place]] = {}
+    for path, dims in axes.items():
+        for axis, d in enumerate(dims):
+            several = [v for v in leaf_vars(d) if v.size > 1]
+            for at, var in enumerate(several):
+                nth = at if len(several) > 1 else -1
+                places.setdefault(var, []).append((path, axis, nth))
+    makers: dict[Var, list[str]] = {}
+    for param, made in walker.makers:
+        for d in made:
+            for var in leaf_vars(d):
+                makers.setdefault(var, []).append(paths[param])
+    order = {paths[i]: n for i, n in walker.used.items()}
+    names = {}
+    for var, found in places.items():
+        if var.pins and all(pin.reason == WINDOW for pin in var.pins):
+            continue
+        path, axis, nth = _maker(found, makers.get(var, ()), order)
+        names[var] = f"{path}:{axis}" + (f".{nth}" if nth >= 0 else "")
+    return dict(sorted(names.items(), key=lambda kv: _rank(kv[1], order)))
+
+
+def _maker(
+    places: Sequence[Place], makers: Sequence[str], order: Mapping[str, int]
+) -> Place:
+    """The place that names a group: in its first maker, else in its first user."""
+    by_path = {place[0]: place for place in reversed(places)}
+    for path in makers:
+        if path in by_path:
+            return by_path[path]
+    return min(places, key=lambda p: (order.get(p[0], len(order)), p))
+
+
+def _rank(name: str, order: Mapping[str, int]) -> tuple[int, str]:
+    path = name.rpartition(":")[0]
+    return order.get(path, len(order)), name
