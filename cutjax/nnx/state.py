@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cutjax import trace as tracing
 from cutjax.errors import CutjaxError
 from cutjax.graph import Graph
+from cutjax.trace import trace as infer
 
 Call = Callable[..., Any]
 """`call(module, *inputs)`: what is asked of a module, `module(*inputs)` by default."""
@@ -50,7 +49,8 @@ class Parts(NamedTuple):
                 value = value[key]
             kept = isinstance(leaf, nnx.Variable)
             flat.append((path, leaf.replace(value) if kept else value))
-        return nnx.merge(self.graphdef, nnx.from_flat_state(flat), self.rest)
+        # Copies: a random stream that draws in one module must not move in another.
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat), self.rest, copy=True)
 
 
 def parts(model: Any) -> Parts:
@@ -147,7 +147,7 @@ def trace(
         ['layers/0/kernel:1']
     """
     apply, params = split(model, call=call)
-    return tracing.trace(apply, params, *inputs, pin=pin, on_unknown=on_unknown)
+    return infer(apply, params, *inputs, pin=pin, on_unknown=on_unknown)
 
 
 def _plain_call(module: Any, *inputs: Any) -> Any:
@@ -177,8 +177,3 @@ def named_modules(model: Any) -> dict[str, Any]:
     """Every module within one, by path, children before parents."""
     found = nnx.iter_modules(model, graph=True)
     return {"/".join(_keys(path)): module for path, module in found}
-
-
-def leaves_of(tree: Any) -> list[Any]:
-    """The arrays of a pytree."""
-    return jax.tree.leaves(tree)
