@@ -20,9 +20,16 @@ from cutjax.proof import ties_of
 from cutjax.resize import freeze
 from cutjax.rules.base import Value
 from cutjax.unify import Var, leaf_vars
-from cutjax.walk import Walker, line_of, said
+from cutjax.walk import Frame, Walker, line_of, said
 
 OUTPUT = "output"
+VALUE_NEEDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+UNUSED = "not used here; to cut it too, trace a function that uses it (train mode)"
 
 
 def trace(
@@ -63,21 +70,16 @@ def trace(
         raise CutjaxError(f"on_unknown={on_unknown!r}; it takes 'raise' or 'pin'")
     shapes = {n: _shape(n, leaf) for n, leaf in named_leaves(params).items()}
     jaxpr, out = _jaxpr(apply, params, inputs)
-    walker = Walker(on_unknown)
-    ins = [
-        Value(walker.solver.news(shape.shape), param=i)
-        for i, shape in enumerate(shapes.values())
-    ]
-    given = [walker.solver.news(leaf.shape, "an input") for leaf in _leaves(inputs)]
-    frame = walker.run(jaxpr, [*ins, *(Value(dims, data=True) for dims in given)])
     outputs, tasks = _tasks(out, shapes)
-    for (task, _), value in zip(outputs, frame.outs, strict=True):
-        for d in value.dims if task is not None else ():
-            walker.solver.pin(d, f"the output of task {task!r}")
-    marks, bits = mark(frame, [_bit(tasks, task) for task, _ in outputs])
-    axes = dict(zip(shapes, (v.dims for v in ins), strict=True))
-    reach = {name: _named(tasks, bit) for name, bit in zip(shapes, bits, strict=False)}
+    walker = Walker(on_unknown)
+    frame = _walk(walker, jaxpr, shapes, inputs, [task for task, _ in outputs])
+    axes = {
+        n: frame.values[v].dims
+        for n, v in zip(shapes, frame.jaxpr.invars, strict=False)
+    }
     _pin_matching(walker, axes, pin)
+    marks, bits = mark(frame, [_bit(tasks, task) for task, _ in outputs])
+    reach = {name: _named(tasks, bit) for name, bit in zip(shapes, bits, strict=False)}
     names = names_of(walker, axes)
 
     def name(var: Var) -> Axis:
@@ -86,12 +88,8 @@ def trace(
         return Fixed(var.size, var.pins[0].reason if var.pins else "")
 
     frozen = {p: tuple(freeze(d, name) for d in dims) for p, dims in axes.items()}
-    terms = tuple(
-        _term(
-            t, name, list(shapes), _named(tasks, marks.get((id(t.frame), t.index), 0))
-        )
-        for t in walker.terms
-    )
+    paths = list(shapes)
+    served = (marks.get((id(t.frame), t.index), 0) for t in walker.terms)
     return Graph(
         groups=tuple(_groups(walker, names, axes, frozen, reach, tasks)),
         tasks=tasks,
@@ -99,10 +97,34 @@ def trace(
         shapes=shapes,
         treedef=jax.tree.structure(params),
         reach=reach,
-        terms=terms,
+        terms=tuple(
+            _term(t, name, paths, _named(tasks, bits))
+            for t, bits in zip(walker.terms, served, strict=True)
+        ),
         inputs=tuple(f"{x.dtype}{list(x.shape)}" for x in _leaves(inputs)),
         on_unknown=on_unknown,
     )
+
+
+def _walk(
+    walker: Walker,
+    jaxpr: Any,
+    shapes: Mapping[str, Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[str | None],
+) -> Frame:
+    """Walk the function; pin what goes in, what comes out, and what is not used."""
+    s = walker.solver
+    params = [Value(s.news(a.shape), param=i) for i, a in enumerate(shapes.values())]
+    given = (s.news(leaf.shape, "an input") for leaf in _leaves(inputs))
+    frame = walker.run(jaxpr, [*params, *(Value(dims, data=True) for dims in given)])
+    for task, value in zip(outputs, frame.outs, strict=True):
+        for d in value.dims if task is not None else ():
+            s.pin(d, f"the output of task {task!r}")
+    for i, value in enumerate(params):
+        for d in value.dims if i not in walker.used else ():
+            s.pin(d, UNUSED)
+    return frame
 
 
 def _term(
@@ -150,6 +172,13 @@ def _jaxpr(apply: Any, params: Any, inputs: Sequence[Any]) -> tuple[Any, Any]:
     try:
         return jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
     except CutjaxError:
+        raise
+    except VALUE_NEEDED as error:
+        error.add_note(
+            "cutjax traces the function as jax.jit does, so its structure must not "
+            "depend on the values of parameters or inputs: use jnp.where or "
+            "jax.lax.cond, or close over what decides instead of passing it."
+        )
         raise
     except Exception as error:
         given = ", ".join(f"{x.dtype}{list(x.shape)}" for x in _leaves(inputs))
