@@ -61,22 +61,43 @@ def _shard_map_infer(w, eqn, ins):
     return out
 
 
+def _axes(w, eqn) -> tuple[list[int], int]:
+    """The axes of a collective by position (vmap makes such), and its shards."""
+    axes = eqn.params["axes"]
+    sizes = (w.mesh.get(name, 1) for name in axes if not isinstance(name, int))
+    return [axis for axis in axes if isinstance(axis, int)], math.prod(sizes)
+
+
+def _rest(dims, gone):
+    return tuple(d for i, d in enumerate(dims) if i not in gone)
+
+
 @rule("psum psum_invariant unreduced_psum preduced")
 def _psum(w, eqn, ins):
     """A sum over shards goes on summing: a mean over a sharded axis ends behind it."""
+    axes, shards = _axes(w, eqn)
     out = []
     for value in ins:
-        if value.summed is not None:
-            sizes = (w.mesh.get(name, 1) for name in eqn.params["axes"])
-            more = (w.solver.new(math.prod(sizes), SHARDS),)
-            value = value._replace(
-                summed=Summed(value.summed.dims + more, (value.summed,))
-            )
-        out.append(value._replace(known=None, param=None))
+        dims = _rest(value.dims, axes)
+        if value.summed is not None or axes:
+            before = value.summed.dims if value.summed else ()
+            gone = (*(value.dims[i] for i in axes), w.solver.new(shards, SHARDS))
+            parents = (value.summed,) if value.summed else ()
+            value = value._replace(summed=Summed(before + gone, parents))
+        out.append(value._replace(dims=dims, known=None, param=None))
     return out
 
 
-@rule("pmax pmin ppermute pbroadcast")
+@rule("pmax pmin")
+def _extreme(w, eqn, ins):
+    axes, _ = _axes(w, eqn)
+    for value in ins:
+        for i in axes:
+            w.solver.pin(value.dims[i], f"reduced by {eqn.primitive}")
+    return [_rest(value.dims, axes) for value in ins]
+
+
+@rule("ppermute pbroadcast")
 def _alike(w, eqn, ins):
     return [value.dims for value in ins]
 
