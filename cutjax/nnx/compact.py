@@ -1,20 +1,17 @@
 """`cut`: a smaller NNX module of the same classes, proven against the function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-from flax import nnx
-
+from cutjax._adapter import Edit, new_fields
+from cutjax._proof import Suspects, inputs_like, prove
 from cutjax.dims import Keep
-from cutjax.errors import CutjaxError, suggest
 from cutjax.graph import Graph
-from cutjax.nnx.layers import LAYERS, Axes, entry
-from cutjax.nnx.proof import prove
-from cutjax.nnx.state import Call, named_modules, parts
-from cutjax.shrink import cut_params
+from cutjax.nnx.layers import LAYERS
+from cutjax.nnx.state import Call, named_modules, parts, split
+from cutjax.shrink import cut_params, shrink
 
-Edit = Callable[[Any, Any], Mapping[str, Any]]
+ROUTE = "cutjax.nnx"
 
 
 def cut(
@@ -59,51 +56,13 @@ def cut(
     whole = parts(model)
     small = cut_params(whole.params, graph, keep)
     small = small if params is None else params
-    new = whole.merge(jax.tree.map(lambda leaf: leaf, small))
-    _resize(model, new, graph, keep, dict(edit or {}))
-    prove(model, new, small, graph, keep, inputs, call)
+    new = whole.merge(small)
+    old_modules, modules = named_modules(model), named_modules(new)
+    edit = dict(edit or {})
+    for found in new_fields(old_modules, modules, LAYERS, edit, graph, keep):
+        setattr(*found)
+    want = shrink(split(model, call=call)[0], graph, keep)
+    inputs = inputs_like(graph, inputs, ROUTE)
+    suspects = Suspects(modules, LAYERS, ROUTE)
+    prove(want, small, *split(new, call=call), inputs, suspects)
     return new
-
-
-def _resize(
-    model: Any, new: Any, graph: Graph, keep: Keep, edit: Mapping[type, Edit]
-) -> None:
-    """Set the sizes that every layer remembers, those within first."""
-    old, used = named_modules(model), set()
-    for path, layer in named_modules(new).items():
-        known = entry(type(layer), LAYERS)
-        if known is not None:
-            axes = Axes(_own(path, graph), keep)
-            _set(layer, known(old[path], layer, axes))
-        own = entry(type(layer), edit)
-        if own is not None:
-            used.add(own)
-            _set(layer, own(old[path], layer))
-    for cls, function in edit.items():
-        if function not in used:
-            classes = {type(m).__name__ for m in old.values()}
-            raise CutjaxError(
-                f"edit={{{cls.__name__}: ...}}: the model holds no {cls.__name__}; "
-                f"{suggest(cls.__name__, classes)}"
-            )
-
-
-def _own(path: str, graph: Graph) -> dict[str, Any]:
-    """Axes of the parameters that belong to the layer itself, by name."""
-    start = f"{path}/" if path else ""
-    return {
-        name[len(start) :]: axes
-        for name, axes in graph.axes.items()
-        if name.startswith(start) and "/" not in name[len(start) :]
-    }
-
-
-def _set(layer: nnx.Module, fields: Mapping[str, Any]) -> None:
-    for name, value in fields.items():
-        if not hasattr(layer, name):
-            raise CutjaxError(
-                f"edit sets {name!r}, which {type(layer).__name__} does not have; "
-                f"{suggest(name, vars(layer))}"
-            )
-        if value is not getattr(layer, name):
-            setattr(layer, name, value)

@@ -7,57 +7,12 @@ its parent. Shapes are read from behind: a layer under `nnx.vmap` has axes in fr
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from cutjax.dims import Axis, Concat, Keep, Product, count, kept
-from cutjax.errors import CutjaxError
-
-
-class Axes(NamedTuple):
-    """The axes of a layer's own parameters, by name, and the keep."""
-
-    own: Mapping[str, tuple[Axis, ...]]
-    keep: Keep
-
-    def groups(self, name: str, total: int) -> int:
-        """How many of `total` equal groups are left along the last axis."""
-        widths = {group: int(np.sum(mask)) for group, mask in self.keep.items()}
-        return _groups(self.own[name][-1], total, widths)
-
-    def cut(self, name: str, array: Any) -> Any:
-        """An array of a parameter's shape, cut as the parameter."""
-        for i, axis in enumerate(self.own[name]):
-            array = array.take(np.flatnonzero(kept(axis, self.keep)), axis=i)
-        return array
-
-
-Fields = dict[str, Any]
-Entry = Callable[[Any, Any, Axes], Fields]
-
-
-def _groups(axis: Axis, total: int, widths: Mapping[str, int]) -> int:
-    """How many of `total` equal groups along `axis` are left."""
-    if count(axis, widths) == axis.size:
-        return total
-    if axis.size == total:
-        return count(axis, widths)
-    match axis:
-        case Product((first, *rest)) if total % first.size == 0:
-            inner = _groups(Product(tuple(rest)), total // first.size, widths)
-            return count(first, widths) * inner
-        case Product((first, *_)) if first.size % total == 0:
-            return _groups(first, total, widths)
-        case Concat(parts) if all(p.size % (axis.size // total) == 0 for p in parts):
-            each = axis.size // total
-            return sum(_groups(part, part.size // each, widths) for part in parts)
-        case _ if total == 1:
-            return 1
-    raise CutjaxError(f"{total} groups do not fit an axis that was cut as {axis}")
+from cutjax._adapter import Axes, Entry, Fields
 
 
 def _linear(old: Any, new: Any, axes: Axes) -> Fields:
@@ -77,7 +32,9 @@ def _linear_general(old: Any, new: Any, axes: Axes) -> Fields:
 
 
 def _einsum(old: Any, new: Any, axes: Axes) -> Fields:
-    out = {"kernel_shape": tuple(new.kernel.shape[-len(old.kernel_shape) :])}
+    out: dict[str, Any] = {
+        "kernel_shape": tuple(new.kernel.shape[-len(old.kernel_shape) :])
+    }
     if old.bias_shape is not None:
         out["bias_shape"] = tuple(new.bias.shape[-len(old.bias_shape) :])
     return out
@@ -154,7 +111,7 @@ def _attention(old: Any, new: Any, axes: Axes) -> Fields:
     scale_by_width = getattr(old.attention_fn, "func", old.attention_fn) in _BY_WIDTH
     if scale_by_width and width != old.query.out_features[-1]:
         _keep_scale(new, math.sqrt(width / old.query.out_features[-1]))
-    fields = {
+    fields: dict[str, Any] = {
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": width,
@@ -232,9 +189,3 @@ LAYERS: dict[type, Entry] = {
 }
 """Layers that remember sizes. Dropout, PReLU, WeightNorm, SpectralNorm, RNN,
 Bidirectional, Sequential, List and Dict remember none."""
-
-
-def entry(layer: type, table: Mapping[type, Any]) -> Any:
-    """The entry of a class or of its nearest parent, or None."""
-    found = (table[base] for base in layer.__mro__ if base in table)
-    return next(found, None)
