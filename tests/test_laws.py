@@ -9,10 +9,15 @@ from nets import NETS
 from saboteurs import PRIMES
 
 BN_NETS = ("vgg", "resnet18", "preact_resnet", "option_a", "mobilenet", "resnext")
-TRAINED = (*BN_NETS, "densenet", "inception", "shuffle_once", "dropout_batchnorm")
+TRAINED = (
+    *BN_NETS,
+    *("densenet", "inception", "shuffle_once", "dropout_batchnorm", "efficientnet"),
+)
 STATISTIC = (
     *("groupnorm", "mixer", "swiglu", "channel_mean", "vit_linen", "vit_fused"),
-    *("vit_split", "decoder", "primes"),
+    *("vit_split", "decoder", "primes", "llama", "gptj", "t5", "albert"),
+    *("stacked_layers", "swin", "convnext", "weight_standard"),
+    *("nnx_transformer", "equinox_conv"),
 )
 
 # The scope orders the tests by net, so that what they share is computed once.

@@ -1,6 +1,22 @@
 """The dictionary of specimen nets: small, named, and with answers known by hand."""
 
-from . import attention, control, conv, links, norm, plain
+from . import (
+    attention,
+    control,
+    conv,
+    decoders,
+    encoders,
+    experts,
+    frameworks,
+    fusion,
+    known_failures,
+    links,
+    norm,
+    plain,
+    sequence,
+    several,
+    vision,
+)
 from .base import NETS, Kept, Net, path_of
 
 __all__ = [
@@ -10,8 +26,17 @@ __all__ = [
     "attention",
     "control",
     "conv",
+    "decoders",
+    "encoders",
+    "experts",
+    "frameworks",
+    "fusion",
+    "known_failures",
     "links",
     "norm",
     "path_of",
     "plain",
+    "sequence",
+    "several",
+    "vision",
 ]

@@ -27,8 +27,9 @@ class Net:
     False where a law has nothing to say: `by_weights` unless every contraction over a
     group is against an axis -2 of a leaf named `kernel`, so that a gate can be checked
     against the gradient of those kernels; `reverse` for a while loop; `permutable`
-    where a constant made inside tells channels apart; `true_derivative` where an
-    activation brings its own rule, which finite differences know nothing of;
+    where a constant made inside tells channels apart, or a group sits twice in an axis;
+    `true_derivative` where an activation brings its own rule, or rounds, which finite
+    differences know nothing of;
     `train_exact` where train mode draws random bits.
     """
 
@@ -63,7 +64,7 @@ def randomise(shapes: Any) -> Any:
     def leaf(path: Any, like: Any) -> jax.Array:
         name = path_of(path)
         rng = np.random.default_rng(zlib.crc32(name.encode()))
-        if {"scale", "var"} & set(name.split("/")[-2:]):
+        if {"scale", "var", "var_ema"} & set(name.split("/")[-2:]):
             value = rng.uniform(0.5, 1.5, like.shape)
         elif len(like.shape) >= 2:
             fan_in = max(1, int(np.prod(like.shape[:-1])))
