@@ -101,6 +101,12 @@ class Graph:
         """The groups that may be cut."""
         return tuple(g for g in self.groups if g.pinned is None)
 
+    @property
+    def prunable(self) -> float:
+        """The share of the parameters that goes if each free group keeps one channel."""
+        least = cost_of(self, {group.name: 1 for group in self.free}, None).params
+        return 1 - least / max(self.cost().params, 1)
+
     def cost(
         self, keep: Keep | None = None, tasks: tuple[str, ...] | None = None
     ) -> Cost:

@@ -42,8 +42,8 @@ def table(graph: Any) -> str:
     head = (
         f"{len(free)} groups to cut ({sum(g.size for g in free)} channels), "
         f"{len(graph.groups) - len(free)} pinned; tasks: {', '.join(graph.tasks)}; "
-        f"{cost.params:,} parameters, {cost.flops / 1e6:,.1f} MFLOPs for "
-        f"{_inputs(graph)}"
+        f"{cost.params:,} parameters, of which {100 * graph.prunable:.0f} % can go, "
+        f"{cost.flops / 1e6:,.1f} MFLOPs for {_inputs(graph)}"
     )
     width = max((len(g.name) for g in graph.groups), default=4)
     reach = max((len(_tasks(g, graph)) for g in graph.groups), default=4)

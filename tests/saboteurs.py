@@ -253,6 +253,12 @@ def masquerade(cj: Any, net: Net) -> Any:
 PRIMES = {13: 8, 17: 10, 19: 12, 23: 15}
 """Full and kept widths of the net `primes`; no kept one is a multiple of these."""
 
+EVERY_OTHER = {
+    "first/kernel:1": np.arange(7) % 2 == 0,
+    "middle/kernel:1": np.arange(6) > 1,
+}
+"""A keep of the net `mlp`."""
+
 SABOTEURS: list[
     tuple[Callable[..., Any], Callable[..., None], str, tuple[Any, ...]]
 ] = [
@@ -264,6 +270,8 @@ SABOTEURS: list[
     (shifted_member, laws.check_shrink_equals_mask, "mlp", (0,)),
     (shifted_member, laws.check_shrink_equals_mask, "densenet", (0,)),
     (full_count, laws.check_shrink_equals_narrow, "swiglu", (0,)),
+    (shifted_member, laws.check_any_keep, "mlp", (EVERY_OTHER,)),
+    (lost_bias, laws.check_any_keep, "mlp", (EVERY_OTHER,)),
     (half_mask, laws.check_mask, "unet", (0,)),
     (rounding, laws.check_full_keep, "mlp", ()),
     (deaf_to_tasks, laws.check_tasks, "mlp_tasks", (0,)),

@@ -14,6 +14,7 @@ from .compose import (
     check_vmap,
 )
 from .cutting import (
+    check_any_keep,
     check_cost,
     check_full_keep,
     check_mask,
@@ -33,6 +34,7 @@ from .tools import free
 
 __all__ = [
     "CJ",
+    "check_any_keep",
     "check_compiles_once",
     "check_cost",
     "check_full_keep",

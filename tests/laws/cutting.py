@@ -34,6 +34,18 @@ def check_shrink_equals_narrow(cj: Any, net: Net, seed: int) -> None:
     close(case.small_out, run(narrow, case.params, *net.inputs))
 
 
+def check_any_keep(cj: Any, net: Net, keep: Any) -> None:
+    """Both of these, and the predicted size, for a keep from outside."""
+    case = Case(cj, net, graph_of(cj, net), keep)
+    cost = attempt(case.graph.cost, keep)
+    assert cost.params == count(case.params), f"{cost}, counted {count(case.params)}"
+    if net.exact:
+        close(case.small_out, case.masked_out)
+    if net.narrow is not None:
+        narrow = attempt(net.narrow, case.kept)
+        close(case.small_out, run(narrow, case.params, *net.inputs))
+
+
 def check_mask(cj: Any, net: Net, seed: int) -> None:
     """A mask is zero where the cut removes, and touches nothing else."""
     case = case_of(cj, net, seed)
