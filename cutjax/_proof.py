@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from cutjax._adapter import Modules, Table, entry
 from cutjax.errors import CutjaxError
@@ -61,7 +62,7 @@ def prove(
         answered = jax.jit(got, compiler_options=FAST)(params, *inputs)
     except Exception as error:
         raise CutjaxError(_failure(suspects, error)) from error
-    if not _equal(wanted, answered, (params, inputs)):
+    if not _equal(wanted, answered, _rounding(got, params, *inputs)):
         raise CutjaxError(_difference(suspects, wanted, answered))
 
 
@@ -103,13 +104,27 @@ def _random(like: Any) -> jax.Array:
     return jnp.asarray(rng.integers(0, 2, like.shape), like.dtype)
 
 
-def _equal(want: Any, got: Any, seen: Any) -> bool:
-    """Equal up to the rounding of the coarsest type in use."""
+def _rounding(fn: Any, *args: Any) -> float:
+    """The square root of the coarsest rounding within a function."""
+
+    def coarsest(jaxpr: Any) -> float:
+        avals = [v.aval for eqn in jaxpr.eqns for v in eqn.outvars]
+        dtypes = [getattr(aval, "dtype", None) for aval in avals]
+        real = [d for d in dtypes if d is not None and jnp.issubdtype(d, jnp.inexact)]
+        own = max((float(jnp.finfo(d).eps) for d in real), default=0.0)
+        inner = [
+            coarsest(getattr(sub, "jaxpr", sub))
+            for eqn in jaxpr.eqns
+            for sub in jaxprs_in_params(eqn.params)
+        ]
+        return max([own, *inner])
+
+    return coarsest(jax.make_jaxpr(fn)(*args).jaxpr) ** 0.5
+
+
+def _equal(want: Any, got: Any, tolerance: float) -> bool:
     if jax.tree.structure(want) != jax.tree.structure(got):
         return False
-    dtypes = [jnp.result_type(x) for x in jax.tree.leaves((want, seen))]
-    real = [d for d in dtypes if jnp.issubdtype(d, jnp.inexact)]
-    tolerance = max((float(jnp.finfo(d).eps) ** 0.5 for d in real), default=0.0)
     pairs = zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True)
     return all(_close(a, b, tolerance) for a, b in pairs)
 
@@ -125,10 +140,12 @@ def _close(want: Any, got: Any, tolerance: float) -> bool:
 
 
 def _failure(suspects: Suspects, error: Exception) -> str:
-    inner = _innermost(suspects, error)
+    layer, own = _innermost(suspects, error)
     said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    where = f"in {inner} " if inner else ""
-    return f"the cut module cannot run: {where}{said}" + _remedy(suspects, inner)
+    where = " of ".join(x for x in (layer, own) if x)
+    return f"the cut module cannot run: in {where or 'it'}: {said}" + _remedy(
+        suspects, own
+    )
 
 
 def _difference(suspects: Suspects, want: Any, got: Any) -> str:
@@ -140,16 +157,18 @@ def _difference(suspects: Suspects, want: Any, got: Any) -> str:
     )
 
 
-def _innermost(suspects: Suspects, error: Exception) -> str | None:
-    """The innermost module of the user's in a traceback: its class and line."""
-    classes = {type(m) for m in suspects.modules.values() if suspects.unknown(m)}
-    found, step = None, error.__traceback__
+def _innermost(suspects: Suspects, error: Exception) -> tuple[str | None, str | None]:
+    """The innermost modules in a traceback: the library's if deeper, and the user's."""
+    known = {type(m): suspects.unknown(m) for m in suspects.modules.values()}
+    layer, own, step = None, None, error.__traceback__
     while step is not None:
-        module, code = step.tb_frame.f_locals.get("self"), step.tb_frame.f_code
-        if type(module) in classes:
-            found = f"{type(module).__name__} ({code.co_filename}:{step.tb_lineno})"
+        cls, code = type(step.tb_frame.f_locals.get("self")), step.tb_frame.f_code
+        if known.get(cls) is False:
+            layer = cls.__name__
+        elif known.get(cls):
+            layer, own = None, f"{cls.__name__} ({code.co_filename}:{step.tb_lineno})"
         step = step.tb_next
-    return found
+    return layer, own
 
 
 def _remedy(suspects: Suspects, inner: str | None) -> str:
@@ -168,8 +187,10 @@ def _remedy(suspects: Suspects, inner: str | None) -> str:
     name = re.split(r"[ (]", inner or next(iter(found), "MyModule"))[0]
     return (
         (f"\n  modules that remember numbers: {some}" if some else "")
-        + "\n  tell what the class remembers: "
+        + "\n  tell what a class of yours remembers: "
         + f'{suspects.route}.cut(..., edit={{{name}: lambda old, new: {{"field": 1}}}})'
+        + "\n  or keep these widths whole: "
+        + f'{suspects.route}.trace(..., pin="...")'
         + "\n  or use the function, which needs no such help: "
         + f"cutjax.cut(*{suspects.route}.split(model), graph, keep)"
     )

@@ -143,7 +143,7 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], A
         names = [f.name for f in fields if not f.metadata.get("static", False)]
         inner = {n: getattr(node, n) for n in names if hasattr(node, n)}
     elif isinstance(node, tuple) and hasattr(node, "_fields"):
-        inner = node._asdict()
+        inner = dict(zip(node._fields, node, strict=True))  # pyright: ignore
     elif isinstance(node, list | tuple):
         inner = dict(enumerate(node))
     elif isinstance(node, dict):

@@ -448,6 +448,41 @@ def test_a_cut_of_heads_leaves_a_cache_that_decodes():
     close(fast(at_once)(state, y), fast(decoded)(state, y))
 
 
+class Rotary(nnx.Module):
+    def __init__(self, rngs, rope):
+        attend = functools.partial(nnx.dot_product_attention_with_rope, rope=rope)
+        self.attention = nnx.MultiHeadAttention(
+            4, 8, 24, decode=False, rngs=rngs, attention_fn=attend
+        )
+
+    def __call__(self, x):
+        return self.attention(x)
+
+
+@pytest.mark.skipif(not hasattr(nnx, "RoPE"), reason="flax has it from 0.12.12 on")
+def test_rotary_attention_loses_heads_and_values_and_refuses_frequencies():
+    rope, x = nnx.RoPE(), normal(2, 5, 8)
+    model = concrete(lambda: Rotary(nnx.Rngs(0), rope))
+    graph = cn.trace(model, x)
+    sizes = {g.size: g.name for g in graph.free}
+    assert set(sizes) == {4, 6, 3}  # heads, value width, pairs of channels
+    keep = {sizes[n]: np.arange(n) > 0 for n in (4, 6)}
+    small = cn.cut(model, graph, keep, x).attention
+    assert (small.num_heads, small.head_dim) == (3, 6)
+    assert small.value.out_features == (3, 5)
+    with pytest.raises(cj.CutjaxError, match=r"(?s)Rotary \(.*keep these widths whole"):
+        cn.cut(model, graph, {sizes[3]: np.arange(3) > 0}, x)
+
+
+def test_half_precision():
+    model = concrete(lambda: Transformer(nnx.Rngs(0), dtype=jnp.bfloat16))
+    graph = cn.trace(model, TOKENS)
+    keep = drawn(graph)
+    small = cn.cut(model, graph, keep)
+    assert small.attention.query.kernel.dtype == jnp.float32
+    assert small.attention.head_dim < 6
+
+
 def test_names_are_paths_and_random_streams_are_no_parameters():
     model, _, graph, _, _ = case("mlp")
     assert [g.name for g in graph.free] == ["layers/0/kernel:1", "layers/4/kernel:1"]

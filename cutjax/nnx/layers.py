@@ -6,7 +6,9 @@ of its own parameters, which answers the fields to set. A class inherits the ent
 its parent. Shapes are read from behind: a layer under `nnx.vmap` has axes in front.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -108,8 +110,7 @@ def _fused_cell(old: Any, new: Any, axes: Axes) -> Fields:
 def _attention(old: Any, new: Any, axes: Axes) -> Fields:
     heads, width = new.query.out_features
     kv_heads, values = new.value.out_features
-    scale_by_width = getattr(old.attention_fn, "func", old.attention_fn) in _BY_WIDTH
-    if scale_by_width and width != old.query.out_features[-1]:
+    if width != old.query.out_features[-1] and _base(old) in _BY_WIDTH:
         _keep_scale(new, math.sqrt(width / old.query.out_features[-1]))
     fields: dict[str, Any] = {
         "num_heads": heads,
@@ -120,9 +121,16 @@ def _attention(old: Any, new: Any, axes: Axes) -> Fields:
         "in_kv_features": new.key.in_features[0],
         "out_features": new.out.out_features[0],
     }
-    if values != width and old.attention_fn is nnx.dot_product_attention:
+    if values != width and _base(old) is nnx.dot_product_attention:
         fields["attention_fn"] = attend
+    elif values < width and _base(old) is _ROPE:
+        fields["attention_fn"] = functools.partial(attend, inner=old.attention_fn)
     return fields
+
+
+def _base(layer: Any) -> Any:
+    """The attention function, without what is bound to it."""
+    return getattr(layer.attention_fn, "func", layer.attention_fn)
 
 
 def _keep_scale(layer: Any, factor: float) -> None:
@@ -136,21 +144,28 @@ def _keep_scale(layer: Any, factor: float) -> None:
             variable.set_value(variable.get_value() * factor)
 
 
-def attend(query: Any, key: Any, value: Any, **options: Any) -> Any:
-    """`nnx.dot_product_attention` for values of another width than the queries'.
+def attend(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    inner: Callable[..., Any] = nnx.dot_product_attention,
+    **options: Any,
+) -> Any:
+    """Attention for values of another width than the queries'.
+
+    `jax.nn.dot_product_attention`, which NNX calls, wants one width for all three: the
+    narrower are filled up with zeros.
 
     Args:
         query: [..., length, heads, width].
         key: [..., key length, key/value heads, width].
         value: [..., key length, key/value heads, value width].
-        **options: those of `nnx.dot_product_attention`.
+        inner: what attends; its scale is 1/sqrt(width).
+        **options: its options.
 
     Returns:
         [..., length, heads, value width].
-
-    Reference:
-        `jax.nn.dot_product_attention`, which NNX calls, wants one width for all three:
-        the narrower are filled up with zeros.
     """
     width, values = query.shape[-1], value.shape[-1]
     full = max(width, values)
@@ -159,8 +174,7 @@ def attend(query: Any, key: Any, value: Any, **options: Any) -> Any:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, full - x.shape[-1])])
 
     query = query * math.sqrt(full / width)
-    out = nnx.dot_product_attention(fill(query), fill(key), fill(value), **options)
-    return out[..., :values]
+    return inner(fill(query), fill(key), fill(value), **options)[..., :values]
 
 
 _ROPE = getattr(nnx, "dot_product_attention_with_rope", None)  # flax 0.12.12
