@@ -99,6 +99,8 @@ def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
 
 def _take(leaf: Any, index: np.ndarray, axis: int) -> Any:
     """Some positions of an axis; on the host where that saves compiling a gather."""
+    if isinstance(leaf, np.ndarray):
+        return np.take(leaf, index, axis=axis)
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
         return jnp.take(leaf, index, axis=axis)
     plain = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,53 +85,3 @@ def test_speed_of_saliency_beside_two_parameter_gradients(benchmark, case):
     benchmark.extra_info["ratio"] = found
     print(f"\nsaliency of 2 tasks / 2 parameter gradients, batch {BATCH}: {found:.2f}")
     assert found < 5
-
-
-class Bottleneck(nn.Module):
-    """ResNet-50's block."""
-
-    width: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        norm = partial(nn.BatchNorm, use_running_average=True)
-        strides = (self.stride, self.stride)
-        y = nn.relu(norm()(nn.Conv(self.width, (1, 1), use_bias=False)(x)))
-        y = nn.relu(norm()(nn.Conv(self.width, (3, 3), strides, use_bias=False)(y)))
-        y = norm()(nn.Conv(4 * self.width, (1, 1), use_bias=False)(y))
-        if x.shape != y.shape:
-            x = norm()(nn.Conv(4 * self.width, (1, 1), strides, use_bias=False)(x))
-        return nn.relu(x + y)
-
-
-class ResNet50(nn.Module):
-    """25.6 million parameters, never allocated here."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        norm = partial(nn.BatchNorm, use_running_average=True)
-        x = nn.relu(norm()(nn.Conv(64, (7, 7), (2, 2), use_bias=False)(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
-        for stage, blocks in enumerate((3, 4, 6, 3)):
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = Bottleneck(64 * 2**stage, stride)(x)
-        return nn.Dense(1000)(x.mean((1, 2)))
-
-
-def test_speed_of_tracing_a_resnet50_from_shapes(benchmark):
-    model = ResNet50()
-    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), x)
-    graph = benchmark.pedantic(
-        cj.trace,
-        args=(model.apply, params, x),
-        rounds=5 if benchmark.enabled else 1,
-        warmup_rounds=1 if benchmark.enabled else 0,
-    )
-    # A stem, four residual streams, two inner widths in each of sixteen blocks.
-    assert len(graph.free) == 1 + 4 + 2 * 16
-    # He et al. count 25.6 million; BatchNorm's running statistics come on top.
-    assert graph.cost().params == 25_557_032 + 53_120
-    print(f"\n{len(graph.free)} groups, {graph.cost().params:,} numbers")

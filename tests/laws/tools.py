@@ -72,12 +72,8 @@ def random_keep(graph: Any, seed: int, least: int = 1, exact: bool = True) -> An
 
 
 def cut_tree(cj: Any, tree: Any, graph: Any, keep: Any) -> Any:
-    """`cut_params` as one compiled program: one by one, its gathers compile slowly."""
-
-    def cut(tree: Any) -> Any:
-        return cj.cut_params(tree, graph, keep)
-
-    return run(cut, tree)
+    """`cut_params`; outside of a trace it takes on the host and compiles nothing."""
+    return attempt(cj.cut_params, tree, graph, keep)
 
 
 def index_tree(net: Net) -> Any:
