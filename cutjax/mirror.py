@@ -4,6 +4,7 @@ A leaf mirrors a parameter when its key path ends with the parameter's path (or 
 what is left of it below its collection, such as `params`), and the shapes agree.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,17 +27,26 @@ def namesake(name: str, shapes: Mapping[str, Any]) -> str | None:
 
     Paths of one key, or of numbers only, are too common to mean anything.
     """
-    parts = name.split("/")
+    parts, below = name.split("/"), _below(tuple(shapes))
     for start in range(len(parts) - 1):
         tail = "/".join(parts[start:])
         if tail.replace("/", "").isdigit():
             return None
         if tail in shapes:
             return tail
-        below = [path for path in shapes if path.partition("/")[2] == tail]
-        if len(below) == 1:
-            return below[0]
+        if below.get(tail) is not None:
+            return below[tail]
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _below(paths: tuple[str, ...]) -> dict[str, str | None]:
+    """What is left of each path below its collection; None where two agree."""
+    found: dict[str, str | None] = {}
+    for path in paths:
+        tail = path.partition("/")[2]
+        found[tail] = None if tail in found else path
+    return found
 
 
 def mirrored(
