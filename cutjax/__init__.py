@@ -4,6 +4,9 @@
 `plan` solves for a budget, `cut` returns the smaller function and its parameters.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from cutjax import fuse, rules
 from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
@@ -20,6 +23,9 @@ from cutjax.saliency import fisher, joint, l1, random, saliency, taylor
 from cutjax.shrink import cut, cut_params, mask, select, shrink
 from cutjax.trace import trace
 
+if TYPE_CHECKING:
+    from cutjax import equinox, linen, nnx
+
 __all__ = [
     "Budget",
     "Cost",
@@ -30,6 +36,7 @@ __all__ = [
     "compensate",
     "cut",
     "cut_params",
+    "equinox",
     "finetune",
     "fisher",
     "fuse",
@@ -37,8 +44,10 @@ __all__ = [
     "greedy",
     "joint",
     "l1",
+    "linen",
     "load",
     "mask",
+    "nnx",
     "plan",
     "random",
     "read",
@@ -54,3 +63,10 @@ __all__ = [
     "trace",
     "uniform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Adapters import their framework, so they are imported when asked for.
+    if name in ("equinox", "linen", "nnx"):
+        return importlib.import_module(f"cutjax.{name}")
+    raise AttributeError(f"module 'cutjax' has no attribute {name!r}")

@@ -103,7 +103,7 @@ class Graph:
 
     @property
     def prunable(self) -> float:
-        """The share of the parameters that goes if each free group keeps one channel."""
+        """The share of the parameters that goes if each free group keeps one."""
         least = cost_of(self, {group.name: 1 for group in self.free}, None).params
         return 1 - least / max(self.cost().params, 1)
 

@@ -46,6 +46,11 @@ def select(apply: Callable[..., Any], tasks: Sequence[str] | str) -> Callable[..
 def mask(params: Any, graph: Graph, keep: Keep) -> Any:
     """Zero the removed channels in every member; shapes stay.
 
+    The masked function equals the cut one where no statistic runs over the channels and
+    what reads them multiplies by a masked kernel. A sum, or a product of two
+    activations, over channels that are not zero at zero (`elu(q) + 1`) still counts
+    masked channels; the cut function, as narrower layers would, does not.
+
     Args:
         params: the full parameters, or any pytree that mirrors them.
         graph: their graph.

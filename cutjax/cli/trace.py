@@ -18,6 +18,7 @@ class Trace:
       cutjax trace
       cutjax trace --explain stem/kernel
       cutjax trace --source mymodel:job --json > graph.json
+      cutjax trace --dot | dot -Tsvg > graph.svg
 
     Writes:
       nothing but its output
@@ -29,6 +30,8 @@ class Trace:
     """Explain one group or parameter (any unique ending of its name) instead."""
     json: bool = False
     """Print the graph as JSON."""
+    dot: bool = False
+    """Print who reads whom in the DOT language, for Graphviz."""
 
 
 def run(args: Trace) -> None:
@@ -43,7 +46,7 @@ def run(args: Trace) -> None:
         record = {"cost": cost_record(graph.cost()), **graph_to_json(graph)}
         print(json.dumps(record, indent=1))
     else:
-        print(graph)
+        print(graph.to_dot() if args.dot else graph)
 
 
 def _graph(source: str | None) -> Any:
