@@ -207,3 +207,27 @@ def gated_mlp() -> Net:
     )
     known = {"by_weights": False}
     return Net("gated_mlp", apply, params, (normal(2, 4, 3),), (5, 6), **known)
+
+
+@specimen
+def resized_positions() -> Net:
+    """A position table of 3 x 3, interpolated to the 4 x 4 of this picture (FlexiViT).
+
+    Positions are no channels: interpolation weighs them by where they are, so they
+    stay. Stream 6, hidden 7.
+    """
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        x = dense(p["embed"], x)
+        x = x + jax.image.resize(p["pos"], (*x.shape[1:3], x.shape[-1]), "bicubic")
+        x = x + dense(p["mlp2"], jax.nn.gelu(dense(p["mlp1"], x)))
+        return dense(p["head"], x)
+
+    params = tree(
+        embed=layer(3, 6),
+        pos=(3, 3, 6),
+        mlp1=layer(6, 7),
+        mlp2=layer(7, 6),
+        head=layer(6, 2),
+    )
+    return Net("resized_positions", apply, params, (normal(2, 4, 4, 3),), (6, 7))
