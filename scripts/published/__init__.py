@@ -1,0 +1,1 @@
+"""Published models against cutjax: what nobody here wrote, traced, cut and compared."""

@@ -72,23 +72,24 @@ class Entry:
 
     name: str
     package: str
-    build: Callable[[], tuple[Any, ...]]
+    build: Callable[[], Built]
 
     def __call__(self) -> Model:
         return Model(self.name, self.package, *self.build())
 
 
 ENTRIES: dict[str, Entry] = {}
-"""Every model, by name, in the order of the table."""
+"""Every model, by package and name, in the order of the table."""
 
 
 def published(name: str, package: str) -> Callable[[Callable], Callable]:
-    """Registers a function that returns `(apply, params, inputs[, narrow])`."""
+    """Registers a function that returns what `halved` returns."""
 
-    def register(build: Callable[[], tuple[Any, ...]]) -> Callable:
-        if name in ENTRIES:
-            raise ValueError(f"two models are called {name!r}")
-        ENTRIES[name] = Entry(name, package, build)
+    def register(build: Callable[[], Built]) -> Callable:
+        key = f"{package}/{name}"
+        if key in ENTRIES:
+            raise ValueError(f"two models are called {key!r}")
+        ENTRIES[key] = Entry(name, package, build)
         return build
 
     return register

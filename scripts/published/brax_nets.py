@@ -52,8 +52,9 @@ def policy_norm() -> Built:
 def policy_deviations() -> Built:
     return build(
         "make_policy_network",
-        lambda d: hidden(d)
-        | {"distribution_type": "normal", "state_dependent_std": True},
+        lambda d: (
+            hidden(d) | {"distribution_type": "normal", "state_dependent_std": True}
+        ),
         (6, 9),
         normal(4, 9),
     )

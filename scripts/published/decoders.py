@@ -120,7 +120,9 @@ def xglm() -> Built:
 
 @published("BLOOM", PACKAGE)
 def bloom() -> Built:
-    make = config("BloomConfig", vocab_size=33, hidden_size=(32, 16), n_layer=2, n_head=(4, 2))
+    make = config(
+        "BloomConfig", vocab_size=33, hidden_size=(32, 16), n_layer=2, n_head=(4, 2)
+    )
     inputs = TEXT | {"attention_mask": tokens(2, 6) * 0 + 1}
     return build("FlaxBloomForCausalLM", make, inputs)
 
@@ -157,7 +159,7 @@ def gemma() -> Built:
 
 
 def gemma_scale(params: Any) -> Any:
-    """Embeddings times sqrt(2), as they were times the full sqrt(width); head as was."""
+    """Embeddings are multiplied by the root of the width; the head reads them too."""
     model = dict(params["model"])
     table = model["embed_tokens"]["embedding"]
     model["embed_tokens"] = {"embedding": table * 2**0.5}

@@ -13,6 +13,7 @@ from .base import Apply, Built, Kept, halved, normal, path_of, published
 
 PACKAGE = "diffusers"
 
+
 def build(
     kind: str, fields: Callable[[int], dict[str, Any]], *inputs: Any, **known: Any
 ) -> Built:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from .base import Apply, Built, halved, normal, published
+
 PACKAGE = "equimo"
 
 
@@ -106,7 +107,7 @@ def attnet() -> Built:
         lambda d: {
             "in_channels": 3,
             "depths": [1, 2],
-            "dims": [16 // d, 24 // d],
+            "dims": [32 // d, 48 // d],
             "exp_rates": [2, 2],
             "kernel_sizes": [5, 3],
             "num_classes": 5,
@@ -211,7 +212,7 @@ def partialformer() -> Built:
     return build(
         "PartialFormer",
         lambda d: {
-            "img_size": 32,
+            "img_size": 64,
             "in_channels": 3,
             "dim": 16 // d,
             "num_heads": [2 // d, 4 // d],
@@ -221,6 +222,7 @@ def partialformer() -> Built:
             "mlp_ratio": 2.0,
             "num_classes": 5,
         },
+        64,
     )
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 
 from .base import Apply, Built, halved, normal, published
+
 PACKAGE = "dm-haiku"
 
 
-def build(
-    net: Callable[[Any, int], Callable], *inputs: Any, **training: bool
-) -> Built:
+def build(net: Callable[[Any, int], Callable], *inputs: Any, **training: bool) -> Built:
     """A Haiku network: `net(haiku, divisor)` makes the function of the inputs."""
     import haiku as hk
 
@@ -35,6 +34,8 @@ def build(
 
 
 IMAGE = normal(2, 16, 16, 3)
+
+
 def resnet(kind: str, **options: Any) -> Built:
     """A residual net of `kind`, narrow, one or two blocks per group."""
 
@@ -97,6 +98,7 @@ def mlp() -> Built:
 def mlp_reverse() -> Built:
     def net(hk: Any, divisor: int) -> Callable:
         model = hk.nets.MLP([20 // divisor, 14 // divisor, 6 // divisor])
+
         def both(x: Any) -> Any:
             code = model(x)
             return model.reverse()(code)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 
 from .base import Apply, Built, Kept, halved
@@ -33,15 +35,31 @@ def build(
     names = tuple(inputs)
 
     def made(divisor: int) -> tuple[Apply, Any]:
-        model = module(kind)(config(divisor), _do_init=False)
+        model, shapes = abstract(module(kind), config(divisor))
 
         def apply(params: Any, *given: Any) -> dict[str, Any]:
             out = model(**dict(zip(names, given, strict=True)), params=params)
             return {name: out[name] for name in outputs}
 
-        return apply, dict(model.params_shape_tree)
+        return apply, dict(shapes)
 
     return halved(made, tuple(inputs.values()), **known)
+
+
+def abstract(kind: Any, config: Any) -> tuple[Any, Any]:
+    """A model without parameters, and their shapes."""
+    if "_do_init` must be" not in inspect.getsource(kind.__init__):
+        model = kind(config, _do_init=False)
+        return model, model.params_shape_tree
+    # Models that join two others insist on making their parameters.
+    made = []
+
+    def parameters() -> Any:
+        made.append(kind(config))
+        return made[0].params
+
+    shapes = jax.eval_shape(parameters)
+    return made[0], shapes
 
 
 def module(name: str) -> Any:

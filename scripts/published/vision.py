@@ -101,20 +101,7 @@ def resnet_basic() -> Built:
     return build("FlaxResNetForImageClassification", make, PIXELS)
 
 
-@published("RegNet X", PACKAGE)
-def regnet_x() -> Built:
-    make = config(
-        "RegNetConfig",
-        embedding_size=(8, 4),
-        hidden_sizes=([16, 24], [8, 12]),
-        depths=[1, 2],
-        groups_width=4,
-        layer_type="x",
-        num_labels=5,
-    )
-    return build("FlaxRegNetForImageClassification", make, PIXELS)
-
-
+# RegNet X cannot be built: transformers 4.57.6 hands its layers a wrong argument.
 @published("RegNet Y", PACKAGE)
 def regnet_y() -> Built:
     make = config(
@@ -163,14 +150,3 @@ def clip_vision() -> Built:
     make = config("CLIPVisionConfig", **CLIP_VISION)
     outputs = ("last_hidden_state", "pooler_output")
     return build("FlaxCLIPVisionModel", make, PIXELS, outputs)
-
-
-WAV: dict[str, Any] = {
-    "vocab_size": 13,
-    "hidden_size": (24, 12),
-    "num_hidden_layers": 2,
-    "num_attention_heads": (4, 2),
-    "intermediate_size": (40, 20),
-    "conv_dim": ((8, 10), (4, 5)),
-    "conv_kernel": (4, 3),
-}

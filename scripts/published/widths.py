@@ -30,9 +30,13 @@ def same_widths(
     if set(wanted) != set(graph.shapes):
         other = min(set(wanted) ^ set(graph.shapes))
         return f"the narrow model has other parameters, such as {other}"
+    for path, axes in graph.axes.items():
+        if len(axes) != len(wanted[path]):
+            return f"{path} has other axes in the narrow model"
     equations = [
         (axis, size, f"{path}:{i}")
         for path, axes in graph.axes.items()
+        if graph.reach[path]
         for i, (axis, size) in enumerate(zip(axes, wanted[path], strict=True))
     ]
     if groups is not None:
@@ -73,12 +77,12 @@ def _order(graph: Any, groups: Any) -> dict[str, tuple[int, ...]]:
     A group that varies within another one (the width of a head) stays whole, for a
     narrow model has fewer heads of the same width.
     """
+    free = {g.name for g in graph.free}
     inner = {
         leaf.name
         for axes in graph.axes.values()
         for axis in axes
-        if _outer(axis, groups) is None
-        for leaf in _inner(axis)
+        for leaf in _inner(axis, groups, free)
     }
     out = {}
     for g in graph.free:
@@ -88,16 +92,16 @@ def _order(graph: Any, groups: Any) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def _inner(axis: Axis) -> Iterator[Leaf]:
-    """The groups that vary within another one."""
-    if isinstance(axis, Leaf | Fixed):
+def _inner(axis: Axis, groups: Any, free: set[str]) -> Iterator[Leaf]:
+    """The groups that vary within a free one, other than within a GroupNorm's."""
+    if isinstance(axis, Leaf | Fixed) or _outer(axis, groups) is not None:
         return
     outer = False
     for part in axis.parts:
         if outer and isinstance(axis, Product):
             yield from leaves(part)
-        outer = outer or any(True for _ in leaves(part))
-        yield from _inner(part)
+        outer = outer or any(leaf.name in free for leaf in leaves(part))
+        yield from _inner(part, groups, free)
 
 
 def _solve(
