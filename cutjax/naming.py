@@ -2,11 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 
-from cutjax.unify import WINDOW, Var, leaf_vars
+from cutjax.unify import WINDOW, Pin, Var, find, leaf_vars
 from cutjax.walk import Walker
 
 Place = tuple[str, int, int]
 """Path of a parameter, axis, and how many-eth group of that axis (-1: the only one)."""
+
+
+def pin_crumbs(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> None:
+    """Axes of parameters that fell into single channels are whole again, and pinned.
+
+    Args:
+        walker: after its walk.
+        axes: the variables of each parameter, by path.
+    """
+    fallen = {
+        find(d)
+        for dims in axes.values()
+        for d in dims
+        if d.size > 1 and all(var.size <= 1 for var in leaf_vars(d))
+    }
+    for a, b, where in walker.solver.links:
+        for var in {find(a), find(b)} & fallen:
+            fallen.discard(var)
+            var.form, var.parts = None, ()
+            var.pins.append(Pin("taken apart into single channels", where))
 
 
 def names_of(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> dict[Var, str]:

@@ -20,6 +20,7 @@ from cutjax.errors import KeepError
 from cutjax.rules.base import RULES, Value
 from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
+from cutjax.zeros import pin_constants
 
 Axes = tuple[Axis, ...]
 Run = Callable[[Sequence[Any]], list[Any]]
@@ -306,6 +307,7 @@ def resized(
         for i, axes in enumerate(in_axes)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*map(_full_aval, in_axes, args)), ins)
+    pin_constants(walker)
     known = out_axes() if out_axes else [None] * len(frame.outs)
     for value, axes in zip(frame.outs, known, strict=True):
         if axes is not None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 
-from cutjax import proof, walk
+from cutjax import proof, walk, zeros
 from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
 from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves
-from cutjax.naming import names_of
+from cutjax.naming import names_of, pin_crumbs
 from cutjax.proof import ties_of
 from cutjax.resize import freeze
 from cutjax.rules.base import Value
@@ -77,6 +77,7 @@ def trace(
         n: frame.values[v].dims
         for n, v in zip(shapes, frame.jaxpr.invars, strict=False)
     }
+    pin_crumbs(walker, axes)
     _pin_matching(walker, axes, pin)
     marks, bits = mark(frame, [_bit(tasks, task) for task, _ in outputs])
     reach = {name: _named(tasks, bit) for name, bit in zip(shapes, bits, strict=False)}
@@ -124,6 +125,7 @@ def _walk(
     for i, value in enumerate(params):
         for d in value.dims if i not in walker.used else ():
             s.pin(d, UNUSED)
+    zeros.pin_constants(walker)
     return frame
 
 
@@ -286,4 +288,6 @@ def _notes(walker: Walker) -> dict[Var, list[str]]:
         line = f"a mean runs over these channels at {line_of(where)}"
         for var in {v for d in dims for v in leaf_vars(d)}:
             notes.setdefault(var, []).append(line)
+    for var, line in zeros.notes(walker):
+        notes.setdefault(var, []).append(line)
     return notes

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 PRODUCT, CONCAT = "product", "concat"
-WINDOW = "a window of positions"
+WINDOW = "the window of a convolution"
+POSITIONS = "positions under a sliding window"
 
 
 class Where(NamedTuple):

@@ -50,17 +50,28 @@ class Term(NamedTuple):
 class Frame:
     """One walk over one jaxpr: a value per variable, sub-frames per equation."""
 
-    def __init__(self, jaxpr: Any, consts: Sequence[Any]):
-        self.jaxpr, self.consts = jaxpr, consts
+    def __init__(
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        outer: "tuple[Frame, int] | None" = None,
+        where: Where | None = None,
+    ):
+        self.jaxpr, self.consts, self.outer, self._where = jaxpr, consts, outer, where
         self.values: dict[Any, Value] = {}
         self.subs: dict[int, list[Frame]] = {}
         self.sites: dict[int, Site] = {}
+        self.makers: dict[Any, int] = {}
+
+    def where(self, index: int) -> Where:
+        """An equation and the equations around it."""
+        return Where(self.jaxpr.eqns[index], self._where)
 
     def read(self, atom: Any) -> Value:
         """The value of a variable or literal."""
         if isinstance(atom, Literal):
             known = np.asarray(atom.val)[()] if np.ndim(atom.val) == 0 else None
-            return Value(tuple(Var(n) for n in shape_of(atom)), known)
+            return Value(tuple(Var(n) for n in shape_of(atom)), known, const=True)
         return self.values[atom]
 
     @property
@@ -94,6 +105,7 @@ class Walker:
         self.makers: list[tuple[int, tuple[Var, ...]]] = []
         self.used: dict[int, int] = {}
         self.means: list[tuple[tuple[Var, ...], Where | None]] = []
+        self.sums: dict[tuple[Frame, int], tuple[tuple[Var, ...], Summed | None]] = {}
         self.mesh: dict[str, int] = {}
         self._times = 1
         self._loops = 0
@@ -102,12 +114,13 @@ class Walker:
     def run(self, jaxpr: Any, ins: Sequence[Value]) -> Frame:
         """Walk a jaxpr whose inputs are known; returns its frame."""
         opened, consts = open_jaxpr(jaxpr)
-        frame = Frame(opened, consts)
+        frame = Frame(opened, consts, self._at, self.solver.where)
         for var, const in zip(opened.constvars, consts, strict=True):
             known = (
                 np.asarray(const)[()] if np.ndim(const) == 0 and _plain(const) else None
             )
-            frame.values[var] = Value(self.solver.news(shape_of(var)), known)
+            dims = self.solver.news(shape_of(var))
+            frame.values[var] = Value(dims, known, const=True)
         frame.values.update(zip(opened.invars, ins, strict=True))
         outer, at = self.solver.where, self._at
         for index, eqn in enumerate(opened.eqns):
@@ -125,11 +138,16 @@ class Walker:
             if value.param is not None:
                 self.used.setdefault(value.param, len(self.used))
         data = any(value.data for value in ins)
+        const = all(value.const for value in ins)
         for var, out in zip(eqn.outvars, outs, strict=True):
             if not isinstance(out, Value):
                 out = Value(tuple(out))
-            known = _folded(eqn, ins, var) if out.known is None else out.known
-            frame.values[var] = out._replace(data=data or out.data, known=known)
+            frame.makers[var] = self._at[1]  # type: ignore[index]
+            frame.values[var] = out._replace(
+                data=data or out.data,
+                const=const,
+                known=_folded(eqn, ins, var) if out.known is None else out.known,
+            )
 
     def _unknown(self, eqn: Any, ins: Sequence[Value]) -> list[tuple[Var, ...]]:
         if self.on_unknown != "pin":
@@ -194,6 +212,7 @@ class Walker:
         inner: Sequence[Var],
         free: Sequence[Sequence[Var]],
         cost: Sequence[Var],
+        summed: Summed | None = None,
     ) -> None:
         """Report a contraction: axes summed over and left free per operand, and cost.
 
@@ -211,7 +230,8 @@ class Walker:
             )
         )
         looped = self._loops > 0
-        frame.sites[index] = Site(at, tuple(axes[at]), tuple(inner), looped=looped)
+        self.sums[frame, index] = tuple(inner), summed
+        frame.sites[index] = Site(at, tuple(axes[at]), tuple(inner), summed, looped)
         for value, dims in zip(ins, free, strict=False):
             self.made(value, dims)
 
@@ -220,11 +240,13 @@ class Walker:
         if value.param is not None:
             self.makers.append((value.param, tuple(dims)))
 
-    def read(self, dims: Sequence[Var], summed: Summed) -> None:
+    def read(self, value: Value, dims: Sequence[Var], summed: Summed) -> None:
         """Report that the equation at hand sums its operand over `dims`."""
         frame, index = self._at  # type: ignore[misc]
-        axes = tuple(self.solver.where.eqn.params["axes"])  # type: ignore[union-attr]
-        frame.sites[index] = Site(0, axes, tuple(dims), summed, self._loops > 0)
+        self.sums[frame, index] = tuple(dims), summed
+        if value.data:
+            axes = tuple(frame.jaxpr.eqns[index].params["axes"])
+            frame.sites[index] = Site(0, axes, tuple(dims), summed, self._loops > 0)
 
     def note_mean(self, dims: Sequence[Var]) -> None:
         """Report a mean over `dims`."""

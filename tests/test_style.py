@@ -17,7 +17,17 @@ LAYERS = [
     {"errors", "dims", "unify", "_compat", "mirror"},
     {"rules"},
     {
-        *("walk", "liveness", "cost", "dot", "show", "graph", "naming", "proof"),
+        *(
+            "walk",
+            "zeros",
+            "liveness",
+            "cost",
+            "dot",
+            "show",
+            "graph",
+            "naming",
+            "proof",
+        ),
         *("resize", "trace", "shrink", "gate"),
     },
     {"readers", "saliency", "fuse", "budget", "allocate", "plan", "graph_json"},

@@ -39,8 +39,8 @@ class Value(NamedTuple):
     """What is known about one array while walking a jaxpr.
 
     `known`: its value, for constant scalars. `summed`: the axes summed over to get it.
-    `data`: whether it depends on the inputs. `param`: the parameter leaf that it is a
-    moved copy of.
+    `data`: whether it depends on the inputs; `const`: on nothing, neither inputs nor
+    parameters. `param`: the parameter leaf that it is a moved copy of.
     """
 
     dims: tuple[Var, ...]
@@ -48,6 +48,7 @@ class Value(NamedTuple):
     summed: Summed | None = None
     data: bool = False
     param: int | None = None
+    const: bool = False
 
 
 class Rule(NamedTuple):

@@ -1,7 +1,7 @@
 """Contractions: dot_general and convolution, where groups are made and read."""
 
-from cutjax.rules.base import rule, shape_of
-from cutjax.unify import WINDOW
+from cutjax.rules.base import Summed, Value, rule, shape_of
+from cutjax.unify import POSITIONS, WINDOW
 
 
 @rule("dot_general")
@@ -18,8 +18,18 @@ def _dot(w, eqn, ins):
     batch = [a[i] for i in left_batch]
     inner = [a[i] for i in left]
     cost = (*batch, *inner, *free_a, *free_b)
-    w.contraction(ins, (left, right), inner, (free_a, free_b), cost)
-    return [(*batch, *free_a, *free_b)]
+    summed = _weighted_sum(ins, inner, free_a, free_b)
+    w.contraction(ins, (left, right), inner, (free_a, free_b), cost, summed)
+    return [Value((*batch, *free_a, *free_b), summed=summed)]
+
+
+def _weighted_sum(ins, inner, free_a, free_b):
+    """What a mean may end: an inner product of activations, or one with ones."""
+    a, b = ins
+    plain = [all(d.size == 1 for d in free) for free in (free_a, free_b)]
+    product = a.data and b.data and all(plain)
+    ones = (a.data and b.const and plain[1]) or (b.data and a.const and plain[0])
+    return Summed(tuple(inner)) if inner and (product or ones) else None
 
 
 def _groups(k, eqn, ins, outs):
@@ -43,10 +53,12 @@ def _conv(w, eqn, ins):
     lhs = [ins[0].dims[i] for i in spec.lhs_spec]
     rhs = [ins[1].dims[i] for i in spec.rhs_spec]
     shape = eqn.outvars[0].aval.shape
-    for d in (*lhs[2:], *rhs[2:]):
+    for d in lhs[2:]:
+        s.pin(d, POSITIONS)
+    for d in rhs[2:]:
         s.pin(d, WINDOW)
     batch, features = _tie_groups(s, lhs, rhs, p)
-    out = [batch, features, *(s.new(shape[i], WINDOW) for i in spec.out_spec[2:])]
+    out = [batch, features, *(s.new(shape[i], POSITIONS) for i in spec.out_spec[2:])]
     dims = [None] * len(shape)
     for d, i in zip(out, spec.out_spec, strict=True):
         dims[i] = d

@@ -1,7 +1,7 @@
 """Reductions, scans along an axis, sorting and windows."""
 
 from cutjax.rules.base import Summed, rule, shape_of
-from cutjax.unify import WINDOW
+from cutjax.unify import POSITIONS
 
 
 def _rest(dims, axes):
@@ -15,8 +15,7 @@ def _sum(w, eqn, ins):
     parents = (value.summed,) if value.summed else ()
     before = value.summed.dims if value.summed else ()
     summed = Summed(before + gone, parents)
-    if value.data:
-        w.read(gone, summed)
+    w.read(value, gone, summed)
     return [value._replace(dims=_rest(value.dims, axes), summed=summed, param=None)]
 
 
@@ -63,8 +62,8 @@ def _windowed(w, dims, shape, window):
         if window[i] == 1 and shape[i] == d.size:
             out.append(d)
         else:
-            w.solver.pin(d, WINDOW)
-            out.append(w.solver.new(shape[i], WINDOW))
+            w.solver.pin(d, POSITIONS)
+            out.append(w.solver.new(shape[i], POSITIONS))
     return tuple(out)
 
 
@@ -90,6 +89,6 @@ def _scatter_window(w, eqn, ins):
         if size == 1 and source[i].size == operand[i].size:
             w.solver.unify(source[i], operand[i])
         else:
-            w.solver.pin(source[i], WINDOW)
-            w.solver.pin(operand[i], WINDOW)
+            w.solver.pin(source[i], POSITIONS)
+            w.solver.pin(operand[i], POSITIONS)
     return [operand]
