@@ -63,7 +63,7 @@ def _edges(links: Iterable[Link], names: Mapping[Var, str]) -> dict[str, Edges]:
 
 def _walk(edges: Edges, places: Mapping[str, Var]) -> dict[str, Tie]:
     """Breadth first from the root: the shortest chain to each place."""
-    place_of = {var: place for place, var in reversed(places.items())}
+    place_of = {var: place for place, var in reversed([*places.items()])}
     root = next(iter(places.values()))
     nearest: dict[Var, Tie] = {root: Tie(place_of[root], ())}
     found: dict[str, Tie] = {}
@@ -74,8 +74,9 @@ def _walk(edges: Edges, places: Mapping[str, Var]) -> dict[str, Tie]:
             if other in nearest:
                 continue
             to, by = nearest[var]
-            known = where is None or (by and by[-1] is where)
-            tie = Tie(to, by if known else (*by, where))
+            if where is not None and where is not (by[-1] if by else None):
+                by = (*by, where)
+            tie = Tie(to, by)
             place = place_of.get(other)
             if place is not None:
                 found[place] = tie
