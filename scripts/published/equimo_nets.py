@@ -182,13 +182,15 @@ def lowformer() -> Built:
         "LowFormer",
         lambda d: {
             "in_channels": 3,
-            "widths": [n // d for n in (16, 16, 32, 32)],
+            # It has a head for every 30 channels.
+            "widths": [n // d for n in (24, 24, 60, 60)],
             "depths": [1, 1, 1, 1],
             "att_strides": [1, 1, 2, 1],
             "block_types": ["conv", "conv", "attention", "attention"],
             "attention_type": "softmax",
             "num_classes": 5,
         },
+        64,
     )
 
 
@@ -198,12 +200,13 @@ def reduceformer() -> Built:
         "ReduceFormer",
         lambda d: {
             "in_channels": 3,
-            "widths": [n // d for n in (16, 16, 32, 32)],
+            "widths": [n // d for n in (24, 24, 48, 40)],
             "depths": [1, 1, 1, 1],
             "block_types": ["conv", "conv", "attention", "attention"],
             "head_dim": 8,
             "num_classes": 5,
         },
+        64,
     )
 
 
