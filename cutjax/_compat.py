@@ -125,6 +125,8 @@ def _is_own(file: str) -> bool:
 
 def _shortened(file: str) -> str:
     """A path as seen from the working directory, or from where packages lie."""
+    if f"{os.sep}ipykernel_" in file:
+        return "notebook cell"
     if file.startswith(_HERE):
         return os.path.join("cutjax", file.removeprefix(_HERE))
     here = os.getcwd() + os.sep

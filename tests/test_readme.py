@@ -11,6 +11,7 @@ from cutjax.cli import COMMANDS
 from cutjax.models import init
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_fifteen_lines_run(monkeypatch, capsys):
@@ -23,7 +24,7 @@ def test_the_fifteen_lines_run(monkeypatch, capsys):
         return model, init(model, data.train.x[:1]), None
 
     monkeypatch.setattr(reference, "train_reference", untrained)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, *_ = BLOCKS
     found: dict = {}
     exec(compile(code, "README.md", "exec"), found)
     small, full = found["small"], found["params"]
@@ -32,6 +33,16 @@ def test_the_fifteen_lines_run(monkeypatch, capsys):
     count = sum(a.size for a in leaves(small)) / sum(a.size for a in leaves(full))
     assert count <= 0.32
     assert "parameters" in capsys.readouterr().out
+
+
+def test_the_other_lines_run():
+    found: dict = {}
+    for code in BLOCKS[1:]:
+        exec(compile(code, "README.md", "exec"), found)
+    model, compact, state = (found[name] for name in ("model", "compact", "state"))
+    assert model.layers[0].out_features == 8, "the user's module was changed"
+    assert compact.apply({"params": state.params}, found["x"]).shape == (2, 2)
+    assert [group.size for group in found["graph"].free] == [8]
 
 
 def test_the_commands_named_exist():
