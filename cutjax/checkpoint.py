@@ -55,7 +55,7 @@ from cutjax.graph_json import (
 from cutjax.mirror import named_leaves
 from cutjax.shrink import shrink
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "cutjax"
 _LIBRARIES = ("cutjax", "jax", "jaxlib", "flax", "numpy", "orbax-checkpoint")
 

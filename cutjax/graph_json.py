@@ -88,24 +88,14 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
         Group(
             name=g["name"],
             size=g["size"],
-            members=tuple(Member(n, i, axes[n][i], t) for n, i, t in g["members"]),
+            members=tuple(
+                Member(n, i, axes[n][i], *tie) for n, i, *tie in g["members"]
+            ),
             pinned=g["pinned"],
             tasks=tuple(g["tasks"]),
             notes=tuple(g["notes"]),
         )
         for g in value["groups"]
-    ]
-    terms = [
-        Term(
-            times=t["times"],
-            axes=tuple(_axis_from_json(a) for a in t["axes"]),
-            tasks=tuple(t["tasks"]),
-            reads=tuple(t["reads"]),
-            makes=tuple(t["makes"]),
-            path=t["path"],
-            line=t["line"],
-        )
-        for t in value["terms"]
     ]
     return Graph(
         groups=tuple(groups),
@@ -114,10 +104,22 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
         shapes={n: struct_from_json(p["array"]) for n, p in params.items()},
         treedef=treedef,
         reach={n: tuple(p["reach"]) for n, p in params.items()},
-        terms=tuple(terms),
+        terms=tuple(map(_term_from_json, value["terms"])),
         inputs=tuple(value["inputs"]),
         on_unknown=value["on_unknown"],
     )
+
+
+def _term_from_json(value: Json) -> Term:
+    # Format 1 knew nothing of readers.
+    known = (
+        dict(zip(Term._fields, value, strict=False))
+        if isinstance(value, list)
+        else value
+    )
+    lists = {k: tuple(v) for k, v in known.items() if isinstance(v, list)}
+    axes = tuple(map(_axis_from_json, known["axes"]))
+    return Term(**{**known, **lists, "axes": axes})
 
 
 def _axis_to_json(axis: Axis) -> Json:

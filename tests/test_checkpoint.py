@@ -192,6 +192,21 @@ def test_a_graph_is_json(name):
     assert graph_from_json(json.loads(text)) == graph
 
 
+def test_a_graph_of_format_1_is_still_read():
+    """It told neither how members are tied nor who reads whom."""
+    net = NETS["vit_fused"]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    value = json.loads(json.dumps(graph_to_json(graph)))
+    for group in value["groups"]:
+        group["members"] = [member[:2] for member in group["members"]]
+        group["ties"] = ["`add` at net.py:3"]
+    value["terms"] = [[t["times"], t["axes"], t["tasks"]] for t in value["terms"]]
+    old = graph_from_json(value)
+    assert old.axes == graph.axes and old.cost() == graph.cost()
+    assert [g.name for g in old.groups] == [g.name for g in graph.groups]
+    assert [t.axes for t in old.terms] == [t.axes for t in graph.terms]
+
+
 # Writing
 
 
