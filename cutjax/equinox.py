@@ -19,7 +19,7 @@ from typing import Any
 import equinox as eqx  # pyright: ignore[reportMissingImports]
 
 from cutjax._adapter import Axes, Edit, Fields, Table, new_fields
-from cutjax._proof import Suspects, inputs_like, prove
+from cutjax._agreement import Suspects, inputs_like, prove
 from cutjax.dims import Keep
 from cutjax.errors import CutjaxError
 from cutjax.graph import Graph

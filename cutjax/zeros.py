@@ -8,6 +8,7 @@ gets a note. Where constants are summed that differ between the channels (the we
 an interpolation), no narrower layer would have those: the group is pinned.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from cutjax._compat import Literal, primitive, scan_counts
-from cutjax.unify import Var, leaf_vars
+from cutjax.unify import Var, find, leaf_vars
 from cutjax.walk import Frame, Walker, line_of
 
 KEEPS = {
@@ -99,12 +100,21 @@ def settle(ask: Callable[[Node], Answer], node: Node, memo: Memo) -> bool:
     return memo[node.key]
 
 
-def holds(frame: Frame, atom: Any, leaf: Var) -> bool:
+Held = Callable[[Var], frozenset[Var]]
+
+
+def held_leaves() -> Held:
+    """The leaves below a variable, each looked up once: all equations are known now."""
+    known = functools.cache(lambda root: frozenset(leaf_vars(root)))
+    return lambda var: known(find(var))
+
+
+def holds(held: Held, frame: Frame, atom: Any, leaf: Var) -> bool:
     """Whether a channel axis is among the axes of a value."""
-    return any(leaf is var for d in frame.read(atom).dims for var in leaf_vars(d))
+    return any(leaf in held(d) for d in frame.read(atom).dims)
 
 
-def ask_zero(node: Node) -> Answer:
+def ask_zero(held: Held, node: Node) -> Answer:
     """Is a value zero at the masked channels of an axis?"""
     frame, atom, leaf = node
     value = frame.read(atom)
@@ -115,7 +125,7 @@ def ask_zero(node: Node) -> Answer:
         return (all, found) if found else NO
     eqn = frame.jaxpr.eqns[found]
     operands = eqn.invars[_FIRST.get(eqn.primitive, slice(None))]
-    kids = [Node(frame, a, leaf) for a in operands if holds(frame, a, leaf)]
+    kids = [Node(frame, a, leaf) for a in operands if holds(held, frame, a, leaf)]
     if eqn.primitive in PRODUCTS:
         return any, kids
     if not kids:
@@ -144,10 +154,10 @@ def _scalars_fit(frame: Frame, eqn: Any) -> bool:
     )
 
 
-def ask_told(node: Node) -> Answer:
+def ask_told(held: Held, node: Node) -> Answer:
     """Does a constant differ between the channels of an axis?"""
     frame, atom, leaf = node
-    if isinstance(atom, Literal) or not holds(frame, atom, leaf):
+    if isinstance(atom, Literal) or not holds(held, frame, atom, leaf):
         return NO
     found = _source(node)
     if not isinstance(found, int):
@@ -155,8 +165,8 @@ def ask_told(node: Node) -> Answer:
             return any, found
         return NO if _uniform(frame, atom) else YES
     eqn = frame.jaxpr.eqns[found]
-    kids = [Node(frame, a, leaf) for a in eqn.invars if holds(frame, a, leaf)]
-    if kids or not any(holds(frame, v, leaf) for v in eqn.outvars):
+    kids = [Node(frame, a, leaf) for a in eqn.invars if holds(held, frame, a, leaf)]
+    if kids or not any(holds(held, frame, v, leaf) for v in eqn.outvars):
         return any, kids
     if eqn.primitive is jax.lax.iota_p:
         axis = frame.read(atom).dims[eqn.params["dimension"]]
@@ -233,11 +243,12 @@ def _inside(frame: Frame, index: int, subs: list[Frame], var: Any) -> Iterator:
 def pin_constants(walker: Walker) -> None:
     """Pin the axes along which constants are summed that are not all the same."""
     memo: Memo = {}
+    ask = functools.partial(ask_told, held_leaves())
     for frame, index in walker.sums:
         eqn = frame.jaxpr.eqns[index]
         if frame.read(eqn.invars[0]).const:
             for leaf in _summed(walker, frame, index):
-                if settle(ask_told, Node(frame, eqn.invars[0], leaf), memo):
+                if settle(ask, Node(frame, eqn.invars[0], leaf), memo):
                     walker.solver.where = frame.where(index)
                     walker.solver.pin(leaf, "constants that differ along it are summed")
     walker.solver.where = None
@@ -246,11 +257,15 @@ def pin_constants(walker: Walker) -> None:
 def notes(walker: Walker) -> Iterator[tuple[Var, str]]:
     """Groups whose sums a cut and a mask leave different, with a note that says so."""
     memo: Memo = {}
+    held = held_leaves()
+    ask = functools.partial(ask_zero, held)
     for frame, index in walker.sums:
         eqn = frame.jaxpr.eqns[index]
         for leaf in _summed(walker, frame, index):
-            atoms = [a for a in eqn.invars[:2] if holds(frame, a, leaf)]
-            asked = (settle(ask_zero, Node(frame, a, leaf), memo) for a in atoms)
+            atoms = [a for a in eqn.invars[:2] if holds(held, frame, a, leaf)]
+            # Most sums are by a kernel, and there is nothing to follow.
+            atoms.sort(key=lambda a: frame.read(a).param is None)
+            asked = (settle(ask, Node(frame, a, leaf), memo) for a in atoms)
             if not leaf.pins and not any(asked):
                 line = line_of(frame.where(index))
                 yield leaf, f"{NOT_ZERO} at {line}"

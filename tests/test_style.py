@@ -35,7 +35,7 @@ LAYERS = [
     {"recover", "merge", "bank"},
     {
         *("bench", "export", "plot", "source", "checkpoint", "_leaves", "_store"),
-        *("_verify", "_adapter", "_proof", "nnx", "linen", "equinox"),
+        *("_verify", "_adapter", "_agreement", "nnx", "linen", "equinox"),
     },
     {"demo", "demo_table", "cli", "__main__"},
 ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cutjax._adapter import Edit, new_fields
-from cutjax._proof import Suspects, inputs_like, prove
+from cutjax._agreement import Suspects, inputs_like, prove
 from cutjax.dims import Keep
 from cutjax.graph import Graph
 from cutjax.nnx.layers import LAYERS
