@@ -159,6 +159,29 @@ def test_a_ragged_product_keeps_its_groups_and_frees_its_widths() -> None:
     assert check(apply, shapes, X) == {"a:1": 5, "up:2": 7, "down:2": 6}
 
 
+def test_structure_is_kept() -> None:
+    """Loops stay loops, remat stays remat, rules stay rules, names stay names."""
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        with jax.named_scope("encoder"):
+            h = jax.checkpoint(lambda h: jnp.tanh(h @ p["a"]), prevent_cse=False)(x)
+        h = jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), h, p["layers"])[0]
+        return h @ p["b"]
+
+    shapes = {"a": (4, 8), "layers": (7, 8, 8), "b": (8, 2)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    graph = cj.trace(apply, params, X)
+    assert [group.size for group in graph.free] == [8], "alike across the stack"
+    keep = {graph.free[0].name: np.arange(8) < 5}
+    small = cj.cut_params(params, graph, keep)
+    program = jax.make_jaxpr(cj.shrink(apply, graph, keep))(small, X)
+    text = str(program)
+    for kept in ("scan[", "length=7", "remat", "custom_jvp_call[", "f32[7,5,5]"):
+        assert kept in text, kept
+    scopes = {str(eqn.source_info.name_stack) for eqn in program.eqns}
+    assert any("encoder" in scope for scope in scopes)
+
+
 def test_a_gap_says_why() -> None:
     def apply(p: Any, x: jax.Array) -> jax.Array:
         ref = jax.new_ref(x @ p["a"])
