@@ -9,7 +9,6 @@ import time
 import warnings
 from pathlib import Path
 
-import jax
 from tqdm import tqdm
 
 from cutjax.errors import CutjaxError
@@ -40,7 +39,6 @@ def main() -> int:
         rows.append(row(entry, options.seed, options.gradients))
         if rows[-1].status != "right":
             bar.write(f"{entry.package} {entry.name}: {rows[-1].said}")
-        jax.clear_caches()
     text = page(rows, time.time() - start)
     if options.out:
         Path(options.out).write_text(text)
