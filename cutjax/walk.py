@@ -12,6 +12,7 @@ from jax.core import Tracer
 from cutjax._compat import Literal, open_jaxpr, primitive, user_line
 from cutjax.errors import TraceError
 from cutjax.rules.base import RULES, Summed, Value, shape_of
+from cutjax.rules.constants import folded
 from cutjax.rules.gaps import GAPS
 from cutjax.unify import Pin, Solver, Var, Where
 
@@ -62,6 +63,7 @@ class Frame:
         self.subs: dict[int, list[Frame]] = {}
         self.sites: dict[int, Site] = {}
         self.makers: dict[Any, int] = {}
+        self.constants: dict[Any, np.ndarray | None] = {}
 
     def where(self, index: int) -> Where:
         """An equation and the equations around it."""
@@ -247,6 +249,10 @@ class Walker:
         if value.data:
             axes = tuple(frame.jaxpr.eqns[index].params["axes"])
             frame.sites[index] = Site(0, axes, tuple(dims), summed, self._loops > 0)
+
+    def constant(self, atom: Any) -> np.ndarray | None:
+        """The value of an operand at hand, if it is a small constant integer array."""
+        return folded(self._at[0], atom)  # type: ignore[index]
 
     def note_mean(self, dims: Sequence[Var]) -> None:
         """Report a mean over `dims`."""

@@ -40,7 +40,8 @@ class Value(NamedTuple):
 
     `known`: its value, for constant scalars. `summed`: the axes summed over to get it.
     `data`: whether it depends on the inputs; `const`: on nothing, neither inputs nor
-    parameters. `param`: the parameter leaf that it is a moved copy of.
+    parameters. `param`: the parameter leaf that it is a moved copy of. `index`: the
+    constant indices that picked it, or where they wrote to.
     """
 
     dims: tuple[Var, ...]
@@ -49,6 +50,7 @@ class Value(NamedTuple):
     data: bool = False
     param: int | None = None
     const: bool = False
+    index: Any = None
 
 
 class Rule(NamedTuple):
