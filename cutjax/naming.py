@@ -9,6 +9,28 @@ Place = tuple[str, int, int]
 """Path of a parameter, axis, and how many-eth group of that axis (-1: the only one)."""
 
 
+UNUSED = "not used here; trace what uses it as well, and it can be cut along"
+
+
+def pin_unused(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> None:
+    """Pin what no equation uses: whole parameters, and what slices leave behind.
+
+    Another function over the same parameters may use it, tied to who knows what.
+
+    Args:
+        walker: after its walk.
+        axes: the variables of each parameter, by path.
+    """
+    made = (frame.values[v].dims for frame in walker.frames for v in frame.makers)
+    summed = (dims for dims, _ in walker.sums.values())
+    roots = {find(d) for some in (made, summed) for dims in some for d in dims}
+    used = {leaf for root in roots for leaf in leaf_vars(root)}
+    for i, dims in enumerate(axes.values()):
+        for leaf in (leaf for d in dims for leaf in leaf_vars(d)):
+            if i not in walker.used or leaf not in used:
+                walker.solver.pin(leaf, UNUSED)
+
+
 def pin_crumbs(walker: Walker, axes: Mapping[str, tuple[Var, ...]]) -> None:
     """Axes of parameters that fell into single channels are whole again, and pinned.
 

@@ -15,7 +15,7 @@ from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves
-from cutjax.naming import names_of, pin_crumbs
+from cutjax.naming import names_of, pin_crumbs, pin_unused
 from cutjax.proof import ties_of
 from cutjax.resize import freeze
 from cutjax.rules.base import Value
@@ -23,6 +23,12 @@ from cutjax.unify import Var, leaf_vars
 from cutjax.walk import Frame, Walker, line_of, said
 
 OUTPUT = "output"
+VALUE_NEEDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 VALUE_NEEDED = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -77,6 +83,7 @@ def trace(
         n: frame.values[v].dims
         for n, v in zip(shapes, frame.jaxpr.invars, strict=False)
     }
+    pin_unused(walker, axes)
     pin_crumbs(walker, axes)
     _pin_matching(walker, axes, pin)
     marks, bits = mark(frame, [_bit(tasks, task) for task, _ in outputs])
@@ -122,9 +129,6 @@ def _walk(
     for task, value in zip(outputs, frame.outs, strict=True):
         for d in value.dims if task is not None else ():
             s.pin(d, f"the output of task {task!r}")
-    for i, value in enumerate(params):
-        for d in value.dims if i not in walker.used else ():
-            s.pin(d, UNUSED)
     zeros.pin_constants(walker)
     return frame
 

@@ -103,6 +103,7 @@ class Walker:
     def __init__(self, on_unknown: str = "raise") -> None:
         self.solver = Solver()
         self.on_unknown = on_unknown
+        self.frames: list[Frame] = []
         self.terms: list[Term] = []
         self.makers: list[tuple[int, tuple[Var, ...]]] = []
         self.used: dict[int, int] = {}
@@ -117,6 +118,7 @@ class Walker:
         """Walk a jaxpr whose inputs are known; returns its frame."""
         opened, consts = open_jaxpr(jaxpr)
         frame = Frame(opened, consts, self._at, self.solver.where)
+        self.frames.append(frame)
         for var, const in zip(opened.constvars, consts, strict=True):
             known = (
                 np.asarray(const)[()] if np.ndim(const) == 0 and _plain(const) else None

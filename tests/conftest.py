@@ -2,12 +2,18 @@
 
 import os
 import sys
+from importlib import metadata
 
 # jaxlib 0.10.2 can crash on a broadcast-multiply-reduce; must precede `import jax`.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=-reduce")
+FLAGS = ["--xla_cpu_experimental_ynn_fusion_type=-reduce"]
+if "--benchmark-enable" not in sys.argv:  # compiling takes longer than running here
+    FLAGS.append("--xla_backend_optimization_level=0")
+    if metadata.version("jaxlib").startswith("0.10"):  # 0.12 no longer knows it
+        FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook
-
 if "--benchmark-enable" not in sys.argv:  # checking takes longer than tracing
+    from jaxtyping import install_import_hook
+
     _hook = install_import_hook("cutjax", "beartype.beartype")

@@ -17,11 +17,9 @@ hk = pytest.importorskip("haiku")
 
 import cutjax.equinox as ce  # noqa: E402
 
-FAST = {"xla_backend_optimization_level": 0}
-
 
 def fast(fn):
-    return jax.jit(fn, compiler_options=FAST)
+    return jax.jit(fn)
 
 
 def normal(*shape, seed=0):

@@ -15,11 +15,9 @@ from flax.training import train_state
 import cutjax as cj
 import cutjax.linen as cl
 
-FAST = {"xla_backend_optimization_level": 0}
-
 
 def fast(fn):
-    return jax.jit(fn, compiler_options=FAST)
+    return jax.jit(fn)
 
 
 def normal(*shape, seed=0):

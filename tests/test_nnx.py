@@ -16,8 +16,6 @@ import cutjax.nnx as cn
 from cutjax.nnx.layers import LAYERS
 from cutjax.nnx.state import named_modules
 
-FAST = {"xla_backend_optimization_level": 0}
-
 SIZELESS = {
     "PReLU",
     "WeightNorm",
@@ -32,7 +30,7 @@ SIZELESS = {
 
 
 def fast(fn):
-    return jax.jit(fn, compiler_options=FAST)
+    return jax.jit(fn)
 
 
 def normal(*shape, seed=0):

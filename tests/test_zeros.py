@@ -163,3 +163,26 @@ def test_a_product_divided_by_its_positions_is_no_mean() -> None:
     small_apply, small = cj.cut(apply, params(), graph, keep)
     masked = apply(cj.mask(params(), graph, keep), x)
     np.testing.assert_allclose(small_apply(small, x), masked, rtol=2e-4, atol=1e-4)
+
+
+def test_what_no_equation_uses_stays() -> None:
+    """Whole parameters, and the rows of a table beyond those that are read."""
+    shapes = {"table": (9, 6), "a": (6, 8), "b": (8, 2), "spare": (3, 3)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+    def apply(p: Any, x: jax.Array, rows: Any) -> jax.Array:
+        return (x + p["table"][rows]) @ p["a"] @ p["b"]
+
+    for rows in (slice(5), np.arange(5)):
+        graph = cj.trace(lambda p, x, r=rows: apply(p, x, r), params, X)
+        assert [group.name for group in graph.free] == ["a:1"]
+        for name in ("spare:0", "spare:1", "table:0.1"):
+            assert str(graph[name].pinned).startswith("not used here"), name
+
+    def both(p: Any, x: jax.Array) -> Any:
+        """A new state comes with the answer: what it uses can be cut along."""
+        return apply(p, x, slice(5)), {"head": {"spare": p["spare"] * 2}}
+
+    tree = {**params, "head": {"spare": params["spare"]}}
+    graph = cj.trace(lambda p, x: both({**p, "spare": p["head"]["spare"]}, x), tree, X)
+    assert {g.name for g in graph.free} == {"a:1", "head/spare:0", "head/spare:1"}

@@ -11,16 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from nets import Net, path_of
 
-QUICK = {"xla_backend_optimization_level": 0}
-"""Compiling takes longer than running here."""
-
-try:  # a quarter of the time; jaxlib 0.12 no longer knows the option
-    _without: dict[str, Any] = {**QUICK, "xla_cpu_use_fusion_emitters": False}
-    jax.jit(jnp.sin, compiler_options=_without).lower(1.0).compile()
-    QUICK = _without
-except jax.errors.JaxRuntimeError:
-    pass
-
 
 def attempt(fn: Any, *args: Any, **kw: Any) -> Any:
     """Calls the function under test; what it raises is a broken law, not a crash."""
@@ -36,7 +26,7 @@ def attempt(fn: Any, *args: Any, **kw: Any) -> Any:
 
 
 def run(fn: Any, *args: Any) -> Any:
-    return attempt(jax.jit(fn, compiler_options=QUICK), *args)
+    return attempt(jax.jit(fn), *args)
 
 
 @functools.cache
