@@ -130,7 +130,9 @@ def test_arrays_of_another_model_are_refused(copy, tmp_path):
 
 def test_a_newer_format_asks_for_a_newer_cutjax(copy):
     tamper(copy, lambda b: b.update(format=checkpoint.FORMAT + 1))
-    with pytest.raises(CheckpointError, match=rf"up to {checkpoint.FORMAT}; .*pip install -U cutjax"):
+    with pytest.raises(
+        CheckpointError, match=rf"up to {checkpoint.FORMAT}; .*pip install -U cutjax"
+    ):
         read(copy)
 
 
