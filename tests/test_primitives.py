@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -310,7 +311,7 @@ def test_shards_of_a_mesh(tmp_path: Path) -> None:
     flags += " --xla_cpu_experimental_ynn_fusion_type=-reduce"
     done = subprocess.run(
         [sys.executable, str(program)],
-        env={"XLA_FLAGS": flags, "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,
