@@ -16,9 +16,6 @@ from cutjax._adapter import Modules, Table, entry
 from cutjax.errors import CutjaxError
 from cutjax.graph import Graph
 
-FAST = {"xla_backend_optimization_level": 0}
-"""Each of the two programs runs once: compiling is what takes the time."""
-
 
 class Suspects(NamedTuple):
     """What an error may have come from, and what to do about it.
@@ -34,6 +31,12 @@ class Suspects(NamedTuple):
     def unknown(self, module: Any) -> bool:
         """Whether a module is of a class that the table does not know."""
         return entry(type(module), self.table) is None
+
+
+def _once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A program that runs once: compiling is what takes the time."""
+    quick = {"xla_backend_optimization_level": 0}
+    return jax.jit(fn, compiler_options=quick if jax.default_backend() == "cpu" else {})
 
 
 def prove(
@@ -57,9 +60,9 @@ def prove(
     Raises:
         CutjaxError: the new module fails, or answers something else.
     """
-    wanted = jax.jit(want, compiler_options=FAST)(small, *inputs)
+    wanted = _once(want)(small, *inputs)
     try:
-        answered = jax.jit(got, compiler_options=FAST)(params, *inputs)
+        answered = _once(got)(params, *inputs)
     except Exception as error:
         raise CutjaxError(_failure(suspects, error)) from error
     if not _equal(wanted, answered, _rounding(got, params, *inputs)):
