@@ -34,7 +34,13 @@ def gpt2() -> Built:
 @published("GPT-2 hidden states", PACKAGE)
 def gpt2_model() -> Built:
     make = config(
-        "GPT2Config", vocab_size=33, n_embd=24, n_layer=2, n_head=4, n_positions=20
+        "GPT2Config",
+        vocab_size=33,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        n_inner=(40, 20),
+        n_positions=20,
     )
     return build("FlaxGPT2Model", make, TEXT, ("last_hidden_state",))
 

@@ -33,14 +33,23 @@ def same_widths(
     for path, axes in graph.axes.items():
         if len(axes) != len(wanted[path]):
             return f"{path} has other axes in the narrow model"
-    equations = [
-        (axis, size, f"{path}:{i}")
-        for path, axes in graph.axes.items()
-        if graph.reach[path]
-        for i, (axis, size) in enumerate(zip(axes, wanted[path], strict=True))
-    ]
-    if groups is not None:
-        equations += _grouped(equations, groups)
+    return _widths(graph, [*_equations(graph, wanted, groups)], groups)
+
+
+def _equations(graph: Any, wanted: Any, groups: Any) -> Iterator[Equation]:
+    """The sizes that axes are to have, of parameters that something reads."""
+    for path, axes in graph.axes.items():
+        if graph.reach[path]:
+            for i, (axis, size) in enumerate(zip(axes, wanted[path], strict=True)):
+                yield axis, size, f"{path}:{i}"
+                # What is known of the outer part of an axis that a GroupNorm divides.
+                outer = _outer(axis, groups)
+                if outer is not None:
+                    yield outer, groups(size), f"{path}:{i}"
+
+
+def _widths(graph: Any, equations: list[Equation], groups: Any) -> Any:
+    """The first solution; else what stands in the way."""
     free = {g.name for g in graph.free}
     known = {g.name: g.size for g in graph.groups if g.pinned is not None}
     for axis, size, where in equations:
@@ -49,15 +58,9 @@ def same_widths(
     out = next(_solve(equations, known, _order(graph, groups)), None)
     if out is None:
         return "no keep has the narrow model's shapes"
+    if all(out[g.name] == g.size for g in graph.free):
+        return "the narrow model is as wide as the full one"
     return {name: width for name, width in out.items() if name in free}
-
-
-def _grouped(equations: list[Equation], groups: Any) -> Iterator[Equation]:
-    """What is known of the outer parts of axes that a GroupNorm divides."""
-    for axis, size, where in equations:
-        outer = _outer(axis, groups)
-        if outer is not None:
-            yield outer, groups(size), where
 
 
 def _outer(axis: Axis, groups: Any) -> Axis | None:
