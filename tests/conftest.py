@@ -1,8 +1,9 @@
-"""Every annotation of cutjax is checked while tests run; XLA is kept from crashing."""
+"""Annotations of cutjax are checked while tests run; XLA is kept from crashing."""
 
 import os
 import sys
 from importlib import metadata
+from pathlib import Path
 
 # jaxlib 0.10.2 can crash on a broadcast-multiply-reduce; must precede `import jax`.
 FLAGS = ["--xla_cpu_experimental_ynn_fusion_type=-reduce"]
@@ -13,7 +14,12 @@ if "--benchmark-enable" not in sys.argv:  # compiling takes longer than running 
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+SYMBOLIC = {"unify", "walk", "rules", "zeros", "proof", "naming", "liveness"}
+"""No arrays go through these, but very many calls."""
+
 if "--benchmark-enable" not in sys.argv:  # checking takes longer than tracing
     from jaxtyping import install_import_hook
 
-    _hook = install_import_hook("cutjax", "beartype.beartype")
+    units = {p.stem for p in (Path(__file__).parent.parent / "cutjax").iterdir()}
+    checked = [f"cutjax.{unit}" for unit in sorted(units - SYMBOLIC)]
+    _hook = install_import_hook(checked, "beartype.beartype")

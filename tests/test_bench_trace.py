@@ -4,7 +4,7 @@
 
 prints, per model, the time of `trace` and of tracing the `shrink`ed function, beside
 the time that JAX itself takes to trace the function. Without the option only answers
-are checked, and the two largest are left to `pytest -m slow`.
+are checked, and most are left to `pytest -m slow`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def fresh(fn: Any) -> Any:
     return lambda *args: fn(*args)
 
 
-SLOW = ("ResNet-152", "MLP, 1,000 layers")
+SLOW = ("ResNet-50", "ResNet-152", "ViT-L/16", "MLP, 1,000 layers")
 
 
 @pytest.mark.parametrize(
