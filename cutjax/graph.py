@@ -36,7 +36,7 @@ class Group:
 
     `name` is `path:axis` of the weight that makes them. `pinned` says why nothing of it
     may be cut (None: it may). `tasks` are those that it reaches. `notes` tell where a
-    mean runs over the channels.
+    mean, or a sum of what is not zero when masked, runs over the channels.
     """
 
     name: str

@@ -35,6 +35,13 @@ class Summed:
             parent.mark_mean()
 
 
+def summed_over(before: Summed | None, gone: tuple[Var, ...]) -> Summed:
+    """A sum that goes on over more axes; for a mean all of them count."""
+    if before is None:
+        return Summed(gone)
+    return Summed(before.dims + gone, (before,))
+
+
 class Value(NamedTuple):
     """What is known about one array while walking a jaxpr.
 
@@ -134,6 +141,12 @@ def register_rule(
 def shape_of(var: Any) -> tuple[int, ...]:
     """The shape of a jaxpr variable or literal."""
     return tuple(getattr(var.aval, "shape", ()))
+
+
+def rest(dims: tuple[Var, ...], gone: Iterable[int]) -> tuple[Var, ...]:
+    """The axes that are left without those at some positions."""
+    out = set(gone)
+    return tuple(d for i, d in enumerate(dims) if i not in out)
 
 
 def counts(k: Any, dims: Iterable[Var]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import jax
 from cutjax._compat import scan_counts
 from cutjax.rules.base import Value, rule
 
-BODIES = ("jaxpr", "call_jaxpr", "call", "branches")
+BODIES = ("jaxpr", "call_jaxpr", "call")
 
 
 def _inline(ev, eqn, sub, ins, outs, args):

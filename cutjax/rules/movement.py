@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from cutjax.rules.base import counts, rule, shape_of
+from cutjax.rules.base import counts, rest, rule, shape_of
 
 
 def _new_sizes(k, eqn, ins, outs):
@@ -59,8 +59,7 @@ def _transpose(w, eqn, ins):
 @rule("squeeze")
 def _squeeze(w, eqn, ins):
     gone = eqn.params["dimensions"]
-    dims = tuple(d for i, d in enumerate(ins[0].dims) if i not in gone)
-    return [ins[0]._replace(dims=dims)]
+    return [ins[0]._replace(dims=rest(ins[0].dims, gone))]
 
 
 @rule("broadcast_in_dim", resize=_shape)

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from cutjax.rules.base import Summed, Value, rule, shape_of
+from cutjax.rules.base import Value, rest, rule, shape_of, summed_over
 
 SHARDS = "shards of a mesh axis"
 
@@ -68,22 +68,16 @@ def _axes(w, eqn) -> tuple[list[int], int]:
     return [axis for axis in axes if isinstance(axis, int)], math.prod(sizes)
 
 
-def _rest(dims, gone):
-    return tuple(d for i, d in enumerate(dims) if i not in gone)
-
-
 @rule("psum psum_invariant unreduced_psum preduced")
 def _psum(w, eqn, ins):
     """A sum over shards goes on summing: a mean over a sharded axis ends behind it."""
     axes, shards = _axes(w, eqn)
     out = []
     for value in ins:
-        dims = _rest(value.dims, axes)
+        dims = rest(value.dims, axes)
         if value.summed is not None or axes:
-            before = value.summed.dims if value.summed else ()
             gone = (*(value.dims[i] for i in axes), w.solver.new(shards, SHARDS))
-            parents = (value.summed,) if value.summed else ()
-            value = value._replace(summed=Summed(before + gone, parents))
+            value = value._replace(summed=summed_over(value.summed, gone))
         out.append(value._replace(dims=dims, known=None, param=None))
     return out
 
@@ -94,7 +88,7 @@ def _extreme(w, eqn, ins):
     for value in ins:
         for i in axes:
             w.solver.pin(value.dims[i], f"reduced by {eqn.primitive}")
-    return [_rest(value.dims, axes) for value in ins]
+    return [rest(value.dims, axes) for value in ins]
 
 
 @rule("ppermute pbroadcast")
@@ -109,11 +103,11 @@ def _same(w, eqn, ins):
 
 @rule("all_gather all_gather_invariant all_gather_reduced")
 def _all_gather(w, eqn, ins):
-    axis, n = eqn.params["all_gather_dimension"], eqn.params["axis_size"]
+    axis = eqn.params["all_gather_dimension"]
     dims, shards = ins[0].dims, w.solver.new(eqn.params["axis_size"], SHARDS)
     if not eqn.params["tiled"]:
         return [(*dims[:axis], shards, *dims[axis:])]
-    gathered = w.solver.product([shards, dims[axis]]) if n > 1 else dims[axis]
+    gathered = w.solver.product([shards, dims[axis]])
     return [(*dims[:axis], gathered, *dims[axis + 1 :])]
 
 

@@ -1,22 +1,16 @@
 """Reductions, scans along an axis, sorting and windows."""
 
-from cutjax.rules.base import Summed, rule, shape_of
+from cutjax.rules.base import rest, rule, shape_of, summed_over
 from cutjax.unify import POSITIONS
-
-
-def _rest(dims, axes):
-    return tuple(d for i, d in enumerate(dims) if i not in axes)
 
 
 @rule("reduce_sum")
 def _sum(w, eqn, ins):
     value, axes = ins[0], eqn.params["axes"]
     gone = tuple(value.dims[i] for i in axes)
-    parents = (value.summed,) if value.summed else ()
-    before = value.summed.dims if value.summed else ()
-    summed = Summed(before + gone, parents)
+    summed = summed_over(value.summed, gone)
     w.read(value, gone, summed)
-    return [value._replace(dims=_rest(value.dims, axes), summed=summed, param=None)]
+    return [value._replace(dims=rest(value.dims, axes), summed=summed, param=None)]
 
 
 @rule(
@@ -29,7 +23,7 @@ def _pinning(w, eqn, ins):
         for i in axes:
             if i < len(value.dims):
                 w.solver.pin(value.dims[i], f"reduced by {eqn.primitive}")
-    return [_rest(ins[0].dims, axes)] * len(eqn.outvars)
+    return [rest(ins[0].dims, axes)] * len(eqn.outvars)
 
 
 @rule("cumsum cumprod cummax cummin cumlogsumexp")

@@ -18,6 +18,16 @@ LLAMA: dict[str, Any] = {
 }
 
 
+OPT: dict[str, Any] = {
+    "vocab_size": 33,
+    "hidden_size": (24, 12),
+    "num_hidden_layers": 2,
+    "num_attention_heads": (4, 2),
+    "ffn_dim": (40, 20),
+    "max_position_embeddings": 20,
+}
+
+
 @published("GPT-2", PACKAGE)
 def gpt2() -> Built:
     make = config(
@@ -78,32 +88,14 @@ def gpt_neo() -> Built:
 
 @published("OPT", PACKAGE)
 def opt() -> Built:
-    make = config(
-        "OPTConfig",
-        vocab_size=33,
-        hidden_size=(24, 12),
-        word_embed_proj_dim=(24, 12),
-        num_hidden_layers=2,
-        num_attention_heads=(4, 2),
-        ffn_dim=(40, 20),
-        max_position_embeddings=20,
-    )
+    make = config("OPTConfig", **OPT, word_embed_proj_dim=(24, 12))
     return build("FlaxOPTForCausalLM", make, TEXT)
 
 
 @published("OPT projected embeddings", PACKAGE)
 def opt_projected() -> Built:
-    make = config(
-        "OPTConfig",
-        vocab_size=33,
-        hidden_size=(24, 12),
-        word_embed_proj_dim=(14, 7),
-        num_hidden_layers=2,
-        num_attention_heads=(4, 2),
-        ffn_dim=(40, 20),
-        max_position_embeddings=20,
-        do_layer_norm_before=False,
-    )
+    known = {"word_embed_proj_dim": (14, 7), "do_layer_norm_before": False}
+    make = config("OPTConfig", **OPT, **known)
     return build("FlaxOPTForCausalLM", make, TEXT)
 
 

@@ -16,6 +16,14 @@ SIZES: dict[str, Any] = {
     "intermediate_size": (40, 20),
     "max_position_embeddings": 20,
 }
+DISTILBERT: dict[str, Any] = {
+    "vocab_size": 33,
+    "dim": (24, 12),
+    "n_layers": 2,
+    "n_heads": (4, 2),
+    "hidden_dim": (40, 20),
+    "max_position_embeddings": 20,
+}
 TEXT = {"input_ids": tokens(2, 6)}
 
 
@@ -90,30 +98,13 @@ def xlm_roberta() -> Built:
 
 @published("DistilBERT masked LM", PACKAGE)
 def distilbert() -> Built:
-    make = config(
-        "DistilBertConfig",
-        vocab_size=33,
-        dim=(24, 12),
-        n_layers=2,
-        n_heads=(4, 2),
-        hidden_dim=(40, 20),
-        max_position_embeddings=20,
-    )
+    make = config("DistilBertConfig", **DISTILBERT)
     return build("FlaxDistilBertForMaskedLM", make, TEXT)
 
 
 @published("DistilBERT sinusoidal QA", PACKAGE)
 def distilbert_qa() -> Built:
-    make = config(
-        "DistilBertConfig",
-        vocab_size=33,
-        dim=(24, 12),
-        n_layers=2,
-        n_heads=(4, 2),
-        hidden_dim=(40, 20),
-        max_position_embeddings=20,
-        sinusoidal_pos_embds=True,
-    )
+    make = config("DistilBertConfig", **DISTILBERT, sinusoidal_pos_embds=True)
     outputs = ("start_logits", "end_logits")
     kind = "FlaxDistilBertForQuestionAnswering"
     path = "distilbert/embeddings/word_embeddings/embedding"
