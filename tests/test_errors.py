@@ -402,3 +402,13 @@ def test_saboteur_a_message_without_the_line_is_found_out():
     """The search above is not satisfied by any line of this file."""
     wrong = f"at {HERE}:{line_of('# the strange line') + 1}"
     assert not re.search(rf"at .*{HERE}:{line_of('# the strange line')}\b", wrong)
+
+
+def test_a_structure_that_depends_on_values_is_jax_own_error_with_a_hint():
+    def branching(p: Any, x: jax.Array) -> jax.Array:
+        return x @ p["a"] if p["a"].sum() > 0 else x @ p["b"]
+
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((3, 4))}
+    with pytest.raises(jax.errors.TracerBoolConversionError) as caught:
+        cj.trace(branching, params, X)
+    assert any("jnp.where or jax.lax.cond" in n for n in caught.value.__notes__)
