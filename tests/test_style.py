@@ -21,6 +21,8 @@ LAYERS = [
             "walk",
             "zeros",
             "liveness",
+            "flow",
+            "activations",
             "cost",
             "dot",
             "show",
@@ -30,8 +32,9 @@ LAYERS = [
         ),
         *("resize", "trace", "shrink", "gate"),
     },
-    {"readers", "saliency", "fuse", "budget", "allocate", "plan", "graph_json"},
-    {"data", "models", "fit", "metrics", "_resume"},
+    {"readers", "saliency", "fuse", "budget", "allocate", "plan", "graph_json"}
+    | {"isomorphic", "feasible"},
+    {"data", "models", "fit", "losses", "metrics", "_resume"},
     {"recover", "merge", "bank"},
     {
         *("bench", "export", "plot", "source", "checkpoint", "_leaves", "_store"),
@@ -42,7 +45,7 @@ LAYERS = [
 """Imports go down, or stay within a layer without going round. What trains models
 stands below what uses it (`finetune`) and above what must not know it."""
 
-ORDINARY = {"data", "models", "fit", "metrics", "_resume"}
+ORDINARY = {"data", "models", "fit", "losses", "metrics", "_resume"}
 """Ordinary training code: it knows nothing of pruning."""
 
 
