@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from cutjax import bench, demo_table
@@ -22,6 +21,7 @@ from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
 from cutjax.data import Dataset, Split, batches, digits_scenes, take
 from cutjax.graph import Graph
+from cutjax.losses import losses_for
 from cutjax.metrics import accuracy
 from cutjax.models import eval_apply, train_apply
 from cutjax.models.reference import train_reference
@@ -103,12 +103,8 @@ def prepare(folder: Path, *, progress: bool = True) -> Job:
     model, params, _ = train_reference(data, checkpoint=kept, progress=progress)
     apply = eval_apply(model)
 
-    def loss(logits: Any, labels: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
     graph = trace(apply, params, data.train.x[:1])
-    losses = dict.fromkeys(data.tasks, loss)
-    return Job(apply, train_apply(model), params, data, graph, losses)
+    return Job(apply, train_apply(model), params, data, graph, losses_for(data))
 
 
 def calibration(job: Job, seed: int) -> list[Any]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cutjax import _resume
 from cutjax.data.base import Split, check_split
-from cutjax.metrics import named
+from cutjax.losses import of_classes, summed
 
 TrainApply = Callable[[Any, Array], tuple[Any, Mapping[str, Any] | None]]
 Evaluate = Callable[[Any], Mapping[str, float]]
@@ -146,6 +146,9 @@ def cross_entropy(
 ) -> Loss:
     """The sum over tasks of the mean softmax cross entropy with integer labels.
 
+    `cutjax.losses.summed(losses_for(data))` is the same for tasks with classes, and
+    knows numbers too.
+
     Args:
         tasks: names of the tasks to train.
         weights: factor per task, 1 where one is not named.
@@ -154,25 +157,16 @@ def cross_entropy(
         `loss(outputs, y) -> (scalar, {task: its unweighted cross entropy})`.
 
     Raises:
-        ValueError: no tasks, or a weight for a task that is not among them.
+        ValueError: no tasks, a weight for a task that is not among them, or a task of
+            0 classes.
     """
-    chosen, weights = tuple(tasks), dict(weights or {})
-    if not chosen or set(weights) - set(chosen):
+    classes = tasks if isinstance(tasks, Mapping) else {}
+    if numbers := [task for task in tasks if classes.get(task) == 0]:
         raise ValueError(
-            f"cross_entropy: tasks are {chosen}, weights name {sorted(weights)}; give "
-            "at least one task and weights for these only"
+            f"cross_entropy: {numbers} have 0 classes, so they ask for a number; use "
+            "cutjax.losses.summed(losses_for(data))"
         )
-
-    def loss(outputs: Any, y: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        logits = named(outputs)
-        each = {
-            t: optax.softmax_cross_entropy_with_integer_labels(logits[t], y[t]).mean()
-            for t in chosen
-        }
-        total = jnp.stack([weights.get(t, 1.0) * v for t, v in each.items()]).sum()
-        return total, each
-
-    return loss
+    return summed(dict.fromkeys(tasks, of_classes), weights)
 
 
 def _steps_per_epoch(data: Split, epochs: int, batch_size: int) -> int:

@@ -1,4 +1,9 @@
-"""Accuracy per task. A prediction is the class of the largest logit."""
+"""Accuracy per task, in percent, whether it asks for a class or for a number.
+
+A class is that of the largest logit, and counts if it is right. A number (float labels)
+counts by the share of the labels' variance that it explains: R^2, 0 for an answer no
+better than the labels' mean.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -25,38 +30,66 @@ def accuracy(
     tasks: Iterable[str] | None = None,
     batch_size: int = 500,
 ) -> dict[str, float]:
-    """Percent of labels predicted right, per task.
+    """Percent of labels predicted right, or of variance explained, per task.
 
     Compiles once per `apply` and shape: the last batch is padded, and repeated calls
     with the same `apply` object (every epoch of a training run, say) reuse the program.
 
     Args:
-        apply: `apply(params, x) -> {task: logits}`, classes on the last axis.
+        apply: `apply(params, x) -> {task: logits}`, classes on the last axis; a number
+            may have a last axis of one.
         params: its parameters.
-        split: images and labels by task.
+        split: images and labels by task; integers are classes, floats numbers.
         tasks: which tasks; default: all that have both an output and labels.
         batch_size: examples per call.
 
     Returns:
         `{task: percent}`. Where a task has a label per position, every position counts
-        alike.
+        alike. For a number 100 R^2 = 100 (1 - squared error / squared deviation of the
+        split's labels from their mean), and 0 where that is negative or not finite.
 
     Raises:
-        ValueError: an empty split, or a task without labels or without an output.
+        ValueError: an empty split, a task without labels or without an output, or
+            labels of a number that are all the same.
     """
     n = check_split(split)
     size = min(batch_size, n)
     shape = jax.ShapeDtypeStruct((size, *split.x.shape[1:]), split.x.dtype)
     outputs = named(jax.eval_shape(apply, params, shape))
     chosen = _choose(tasks, outputs, split.y)
-    right = dict.fromkeys(chosen, 0.0)
+    whole = {task: _whole(split.y[task], task) for task in chosen}
+    sums = dict.fromkeys(chosen, 0.0)
     for x, y in batches(split, size):
         rows = len(x)
         pad = partial(_pad, size=size)
         labels = {task: pad(y[task]) for task in chosen}
-        counts = _right(apply, params, pad(x), labels, np.arange(size) < rows)
-        right = {task: right[task] + float(counts[task]) for task in chosen}
-    return {task: 100 * right[task] / n for task in chosen}
+        more = _sums(apply, params, pad(x), labels, np.arange(size) < rows)
+        sums = {task: sums[task] + float(more[task]) for task in chosen}
+    shares = {t: sums[t] / whole[t] for t in chosen}
+    return {t: _percent(v, _is_number(split.y[t])) for t, v in shares.items()}
+
+
+def _is_number(labels: Any) -> bool:
+    return labels.dtype.kind == "f"
+
+
+def _whole(labels: np.ndarray, task: str) -> float:
+    """What sums are a share of: the number of examples, or the labels' deviation."""
+    if not _is_number(labels):
+        return float(len(labels))
+    exact = labels.astype(np.float64)
+    if not (deviation := float(((exact - exact.mean()) ** 2).sum())):
+        raise ValueError(
+            f"accuracy: all labels of {task!r} are {exact.flat[0]:g}, so there is no "
+            "variance to explain; leave the task out with tasks=..."
+        )
+    return deviation
+
+
+def _percent(share: float, number: bool) -> float:
+    if not number:
+        return 100 * share
+    return 100 * max(1 - share, 0.0) if np.isfinite(share) else 0.0
 
 
 def _choose(
@@ -77,14 +110,21 @@ def _pad(rows: np.ndarray, *, size: int) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=0)
-def _right(
+def _sums(
     apply: Callable[..., Any],
     params: Any,
     x: Array,
     labels: dict[str, Array],
     valid: Bool[Array, " n"],
 ) -> dict[str, Array]:
-    outputs = named(apply(params, x))
-    hits = {t: outputs[t].argmax(-1) == y for t, y in labels.items()}
-    shares = {t: h.reshape(len(h), -1).mean(1) for t, h in hits.items()}
-    return {t: jnp.where(valid, share, 0).sum() for t, share in shares.items()}
+    """Labels that are right (a mean over positions), or squared errors of numbers."""
+    outputs, found = named(apply(params, x)), {}
+    for task, y in labels.items():
+        if _is_number(y):
+            each = (outputs[task].reshape(y.shape) - y).reshape(len(y), -1) ** 2
+            of_row = each.sum(1)
+        else:
+            hits = outputs[task].argmax(-1) == y
+            of_row = hits.reshape(len(y), -1).mean(1)
+        found[task] = jnp.where(valid, of_row, 0).sum()
+    return found

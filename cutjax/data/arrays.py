@@ -24,12 +24,14 @@ def from_arrays(
 
     Args:
         x: images.
-        y: labels by task, each `[n]` integers (or `[n, ...]`).
+        y: labels by task, each `[n]` integers (or `[n, ...]`); floats are numbers to
+            predict.
         seed: decides the split.
         fractions: share of each of the four splits; must sum to one.
         groups: one value per row. Rows of one group (crops of a photo, say) share
             light and camera, so a group is never divided between splits.
-        tasks: number of classes of each task; default: the largest label plus one.
+        tasks: number of classes of each task, 0 for a regression; default: 0 for
+            floats, else the largest label plus one.
         name: name of the data set.
 
     Returns:
@@ -49,9 +51,13 @@ def from_arrays(
     if groups is not None and len(groups) != n:
         raise ValueError(f"{name}: {len(groups)} groups for {n} rows; give one per row")
     rows = split_rows(np.arange(n) if groups is None else groups, fractions, seed)
-    classes = tasks or {task: int(labels.max()) + 1 for task, labels in y.items()}
+    classes = tasks or {task: _classes(labels) for task, labels in y.items()}
     parts = {part: take(split, chosen) for part, chosen in rows.items()}
     return check_dataset({part: parts[part] for part in SPLITS}, classes, name)
+
+
+def _classes(labels: np.ndarray) -> int:
+    return 0 if labels.dtype.kind == "f" else int(labels.max()) + 1
 
 
 def split_rows(

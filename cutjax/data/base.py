@@ -20,7 +20,8 @@ class Split(NamedTuple):
     Attributes:
         x: images, `[n, height, width, channels]`, float32.
         y: labels by task, each with `n` rows: `[n]` class indices, or `[n, ...]` where
-            a task has one label per position.
+            a task has one label per position. Integers are classes, floats are numbers
+            to predict.
     """
 
     x: Float[np.ndarray, "n h w c"]
@@ -35,7 +36,7 @@ class Dataset(NamedTuple):
         calibration: what scores and moments are measured on.
         validation: what choices (best epoch, ratios, dampings) are made on.
         test: what is reported, and nothing else.
-        tasks: number of classes of each task.
+        tasks: number of classes of each task; 0 for a regression of one number.
         name: what the data are, for tables and file names.
     """
 
@@ -123,7 +124,7 @@ def describe(dataset: Dataset) -> str:
     """A few lines for a person: sizes of the splits and classes of the tasks."""
     shape = "x".join(str(d) for d in dataset.train.x.shape[1:])
     sizes = ", ".join(f"{s} {len(getattr(dataset, s).x):,}" for s in SPLITS)
-    tasks = ", ".join(f"{task} ({classes})" for task, classes in dataset.tasks.items())
+    tasks = ", ".join(f"{t} ({n or 'a number'})" for t, n in dataset.tasks.items())
     return f"{dataset.name}: {shape} images\n  {sizes}\n  tasks: {tasks}"
 
 
@@ -134,22 +135,44 @@ def check_dataset(
 
     Args:
         parts: the four splits by name.
-        tasks: number of classes of each task.
+        tasks: number of classes of each task; 0 for a regression of one number.
         name: name of the data set.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: a split is empty or ragged, or a label is not in `0 .. classes - 1`.
+        ValueError: a split is empty or ragged, a label is not in `0 .. classes - 1`,
+            or a regression has labels that are no floats or not finite.
     """
     for split, part in parts.items():
         check_split(part, f"{name}.{split}")
         for task, classes in tasks.items():
-            low, high = int(part.y[task].min()), int(part.y[task].max())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"{name}.{split}: labels of task {task!r} run from {low} to "
-                    f"{high}, but {classes} classes need 0 to {classes - 1}"
-                )
+            check = _check_classes if classes else _check_numbers
+            check(part.y[task], classes, f"{name}.{split}: labels of task {task!r}")
     return Dataset(**parts, tasks=dict(tasks), name=name)
+
+
+def _check_classes(labels: np.ndarray, classes: int, what: str) -> None:
+    if labels.dtype.kind not in "biu":
+        raise ValueError(
+            f"{what} are {labels.dtype}, but classes are integers: use "
+            "y.astype(np.int32), or 0 classes for a regression of one number"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{what} run from {low} to {high}, but {classes} classes need 0 to "
+            f"{classes - 1}"
+        )
+
+
+def _check_numbers(labels: np.ndarray, _: int, what: str) -> None:
+    if labels.dtype.kind != "f":
+        raise ValueError(
+            f"{what} are {labels.dtype}, but 0 classes mean a regression of one "
+            "number, whose labels are floats: use y.astype(np.float32)"
+        )
+    bad = int((~np.isfinite(labels)).sum())
+    if bad:
+        raise ValueError(f"{what} hold {bad} that are NaN or infinite; leave them out")

@@ -10,7 +10,8 @@ from typing import Any
 import optax
 
 from cutjax.data.base import Dataset
-from cutjax.fit import FitInfo, cross_entropy, fit
+from cutjax.fit import FitInfo, fit
+from cutjax.losses import losses_for, summed
 from cutjax.metrics import accuracy
 from cutjax.models.resnet import MultiTaskResNet, eval_apply, init, train_apply
 
@@ -59,7 +60,7 @@ def train_reference(
     variables, info = fit(
         train_apply(model),
         init(model, dataset.train.x, seed),
-        cross_entropy(dataset.tasks),
+        summed(losses_for(dataset)),
         dataset.train,
         optimizer=optax.adamw(rate, weight_decay=1e-2),
         epochs=epochs,

@@ -45,7 +45,8 @@ class MultiTaskResNet(nn.Module):
     """One residual trunk, a global average pool, one linear head per task.
 
     Attributes:
-        tasks: number of classes of each task; its head is named `head_<task>`.
+        tasks: number of classes of each task, 0 for one number; its head is named
+            `head_<task>`.
         widths: channels of each stage; every stage but the first halves the image.
         blocks: residual blocks of each stage.
         stem_stride: stride of the first convolution; 1 keeps small images whole.
@@ -58,7 +59,7 @@ class MultiTaskResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[AnyArray, "n h w c"], train: bool = False) -> Logits:
-        """Returns the logits of every task.
+        """Returns the logits of every task, `[n, 1]` where it asks for a number.
 
         Args:
             x: images.
@@ -77,7 +78,7 @@ class MultiTaskResNet(nn.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 x = Block(width, stride, name=f"stage{i + 1}_block{j + 1}")(x, train)
         x = x.mean((1, 2))
-        return {t: nn.Dense(n, name=f"head_{t}")(x) for t, n in self.tasks.items()}
+        return {t: nn.Dense(n or 1, name=f"head_{t}")(x) for t, n in self.tasks.items()}
 
 
 def eval_apply(model: nn.Module) -> Callable[[Variables, AnyArray], Any]:

@@ -1,4 +1,7 @@
-"""A short training of the compact model, distilling what the parent answered."""
+"""A short training of the compact model, distilling what the parent answered.
+
+An answer of one value per example is a number, and is learnt by squared error.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -12,6 +15,7 @@ from jaxtyping import Array, Float
 
 from cutjax.data.base import Split
 from cutjax.fit import FitInfo, fit
+from cutjax.losses import of_classes, of_numbers
 
 TEACHER = "teacher:"
 
@@ -49,14 +53,22 @@ def teach(
 
 
 def distillation(
-    tasks: Sequence[str], *, temperature: float = 2.0, labels: float = 0.0
+    tasks: Sequence[str],
+    *,
+    temperature: float = 2.0,
+    labels: float = 0.0,
+    spreads: Mapping[str, float] | None = None,
 ) -> Callable[[Any, Mapping[str, Array]], tuple[Float[Array, ""], dict[str, Array]]]:
-    """Cross entropy to the parent's softened answers, and optionally to labels.
+    """Divergence from the parent's softened answers, and optionally from labels.
+
+    Where the parent answers with a number, it is the squared error to that number.
 
     Args:
         tasks: the tasks to train, weighted alike.
         temperature: of both softmaxes; the loss is scaled by its square.
-        labels: weight of the cross entropy to true labels; 0 needs none.
+        labels: weight of the loss of true labels; 0 needs none.
+        spreads: of tasks that ask for a number, what counts as an error of one; 1 if
+            not given.
 
     Returns:
         `loss(outputs, y)` for `fit`, on data from `teach`.
@@ -68,17 +80,36 @@ def distillation(
     def loss(outputs: Any, y: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
         each = {}
         for task in tasks:
-            soft = jax.nn.softmax(y[f"{TEACHER}{task}"] / temperature)
-            student = jax.nn.log_softmax(outputs[task] / temperature)
-            teacher = jnp.log(jnp.maximum(soft, 1e-9))
-            divergence = jnp.sum(soft * (teacher - student), -1)
-            each[task] = temperature**2 * divergence.mean()
+            answer, taught = outputs[task], y[f"{TEACHER}{task}"]
+            if _is_number(taught):
+                hard = of_numbers((spreads or {}).get(task, 1.0))
+                each[task] = hard(answer, taught)
+            else:
+                hard = of_classes
+                each[task] = _divergence(answer, taught, temperature)
             if labels:
-                hard = optax.softmax_cross_entropy_with_integer_labels
-                each[task] += labels * hard(outputs[task], y[task]).mean()
+                each[task] += labels * hard(answer, y[task])
         return jnp.sum(jnp.stack(list(each.values()))), each
 
     return loss
+
+
+def _is_number(answers: Any) -> bool:
+    return answers.ndim == 1 or answers.shape[-1] == 1
+
+
+def _divergence(logits: Array, taught: Array, temperature: float) -> Float[Array, ""]:
+    soft = jax.nn.softmax(taught / temperature)
+    student = jax.nn.log_softmax(logits / temperature)
+    teacher = jnp.log(jnp.maximum(soft, 1e-9))
+    return temperature**2 * jnp.sum(soft * (teacher - student), -1).mean()
+
+
+def _spreads(data: Split, tasks: Sequence[str]) -> dict[str, float]:
+    """How far the parent's numbers spread over the data."""
+    taught = {task: data.y[f"{TEACHER}{task}"] for task in tasks}
+    found = {t: float(np.std(v)) for t, v in taught.items() if _is_number(v)}
+    return {task: spread or 1.0 for task, spread in found.items()}
 
 
 def finetune(
@@ -124,7 +155,12 @@ def finetune(
     return fit(
         train_apply,
         params,
-        distillation(tasks, temperature=temperature, labels=labels),
+        distillation(
+            tasks,
+            temperature=temperature,
+            labels=labels,
+            spreads=_spreads(data, tasks),
+        ),
         data._replace(y=wanted),
         optimizer=optax.adamw(schedule, weight_decay=1e-4),
         epochs=epochs,
