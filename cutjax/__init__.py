@@ -7,7 +7,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cutjax import fuse, rules
+from cutjax import criteria, fuse, rules
 from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
 from cutjax.checkpoint import load, read, save
@@ -34,6 +34,7 @@ __all__ = [
     "Group",
     "Keep",
     "compensate",
+    "criteria",
     "cut",
     "cut_params",
     "equinox",

@@ -136,6 +136,46 @@ def count(axis: Axis, widths: Mapping[str, int]) -> int:
             return sum(count(part, widths) for part in parts)
 
 
+def incidence(
+    axis: Axis, name: str
+) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """Which positions of `axis` hold which channels of the group `name`.
+
+    Returns:
+        `(positions, channels)`, pair by pair; a position of a Gram matrix (the group
+        twice in one product) appears with both of its channels.
+
+    Example:
+        >>> pair = Product((Leaf("a", 2), Leaf("a", 2)))
+        >>> [v.tolist() for v in incidence(pair, "a")]
+        [[0, 1, 2, 3, 0, 2, 1, 3], [0, 0, 1, 1, 0, 0, 1, 1]]
+    """
+    match axis:
+        case Leaf(found, size) if found == name:
+            return np.arange(size), np.arange(size)
+        case Concat(parts):
+            starts = np.cumsum([0, *(part.size for part in parts)])
+            each = [incidence(part, name) for part in parts]
+            at = [p + s for (p, _), s in zip(each, starts, strict=False)]
+            return np.concatenate(at), np.concatenate([c for _, c in each])
+        case Product(parts):
+            found = [_among(parts, i, name) for i in range(len(parts))]
+            at, channel = zip(*found, strict=True)
+            return np.concatenate(at), np.concatenate(channel)
+        case _:
+            return np.zeros(0, int), np.zeros(0, int)
+
+
+def _among(parts: tuple[Axis, ...], i: int, name: str):
+    """`incidence` of one part of a product, at positions of the whole."""
+    at, channel = incidence(parts[i], name)
+    before = math.prod(part.size for part in parts[:i])
+    after = math.prod(part.size for part in parts[i + 1 :])
+    outer = np.arange(before)[:, None] * parts[i].size
+    whole = (at[:, None, None] + outer) * after + np.arange(after)
+    return whole.ravel(), np.repeat(channel, before * after)
+
+
 def channels(axis: Axis, name: str) -> Int[np.ndarray, "_"]:
     """For each position of `axis`, its channel of the group `name`, or -1.
 

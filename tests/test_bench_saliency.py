@@ -19,7 +19,7 @@ import pytest
 
 import cutjax as cj
 from cutjax.models import MultiTaskResNet, eval_apply, init
-from cutjax.saliency.gradient import per_example
+from cutjax.saliency.seen import per_example
 
 TASKS = {"age": 10, "smile": 2}
 BATCH = 32

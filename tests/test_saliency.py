@@ -15,7 +15,7 @@ import pytest
 
 import cutjax as cj
 from cutjax.errors import DataError, KeepError
-from cutjax.saliency.gradient import gradient_state, per_example
+from cutjax.saliency.seen import per_example
 
 QUIET = {"progress": False}
 
@@ -206,14 +206,18 @@ def conv_graph() -> cj.Graph:
 
 def test_a_convolutional_net_equals_the_loop_over_examples(conv_graph):
     n, want = 7, conv_loop(7)
-    state = gradient_state(
-        conv_net, CONV, conv_graph, LOSSES, batched(*conv_data(n), 3), **QUIET
+    criteria = {"taylor": cj.taylor(), "fisher": cj.fisher()}
+    state = cj.criteria.gather(
+        *(conv_net, CONV, conv_graph, LOSSES, batched(*conv_data(n), 3)),
+        criteria=criteria,
+        **QUIET,
     )
-    assert int(state.examples) == n
+    assert int(state.examples) == n and int(state.batches) == 3
+    absolute, square = (state.total[c.measure.name] for c in criteria.values())
     for name, values in want.items():
-        got = np.asarray(state.absolute[name])
+        got = np.asarray(absolute[name])
         np.testing.assert_allclose(got, np.abs(values).sum(0), rtol=2e-4, atol=1e-5)
-        got = np.asarray(state.square[name])
+        got = np.asarray(square[name])
         np.testing.assert_allclose(got, (values**2).sum(0), rtol=2e-4, atol=1e-6)
 
 
@@ -559,11 +563,27 @@ def test_errors_of_data_are_clear(conv_graph, name):
             score(LOSSES, **poisoned)
 
 
-def test_nan_names_criterion_group_and_task():
+def test_a_loss_that_is_not_finite_names_task_and_batch():
     bad = {**MLP, "smile": MLP["smile"] * np.inf}
     graph = cj.trace(mlp, MLP, jnp.ones((1, 4)))
-    want = r"taylor: 6 of 6 scores of group 'w1:1' for task '(age|smile)'"
+    with pytest.raises(DataError, match="task 'smile' is NaN or inf.* batch 1 of 2"):
+        cj.taylor(mlp, bad, graph, LOSSES, batched(*mlp_data(6), 3), **QUIET)
+    x, y = mlp_data(6)
+    y["age"] = np.where(np.arange(6)[:, None] == 4, np.nan, y["age"])
+    with pytest.raises(DataError, match="task 'age' is NaN or infinite in batch 2 of 2"):
+        cj.joint(mlp, MLP, graph, LOSSES, batched(x, y, 3), **QUIET)
+
+
+def test_nan_names_criterion_group_and_task():
+    def rooted(out, target):
+        # Its value is finite, its derivative at zero is not.
+        return jnp.sqrt(jnp.sum((out - out) ** 2))
+
+    graph = cj.trace(mlp, MLP, jnp.ones((1, 4)))
+    want = r"taylor: 6 of 6 scores of group 'w1:1' for task 'age'"
     with pytest.raises(DataError, match=want):
-        cj.taylor(mlp, bad, graph, LOSSES, [mlp_data(3)], **QUIET)
+        losses = {**LOSSES, "age": rooted}
+        cj.taylor(mlp, MLP, graph, losses, [mlp_data(3)], **QUIET)
+    bad = {**MLP, "smile": MLP["smile"] * np.inf}
     with pytest.raises(DataError, match="l1: 6 of 6 scores of group 'w1:1'"):
         cj.l1(None, bad, graph)

@@ -1,13 +1,46 @@
 """Criteria: each maps a function, its parameters, graph and data to scores per task."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cutjax.graph import Graph
-from cutjax.saliency.gradient import Scores, fisher as fisher, taylor as taylor
+from cutjax.saliency.activation import (
+    mean_activation as mean_activation,
+    wanda as wanda,
+    zero_rate as zero_rate,
+)
+from cutjax.saliency.chance import random as random
+from cutjax.saliency.cosine import cosprune as cosprune
+from cutjax.saliency.criterion import (
+    Criterion as Criterion,
+    Family as Family,
+    Scores as Scores,
+    criterion as criterion,
+)
+from cutjax.saliency.fisher import fisher as fisher
+from cutjax.saliency.gather import finish as finish, gather as gather, score
+from cutjax.saliency.gram import gram as gram
+from cutjax.saliency.hessian import hessian as hessian
+from cutjax.saliency.information import mutual_information as mutual_information
 from cutjax.saliency.joint import joint as joint
+from cutjax.saliency.median import fpgm as fpgm
+from cutjax.saliency.norms import (
+    bn_scale as bn_scale,
+    l1 as l1,
+    l2 as l2,
+    lamp as lamp,
+    linf as linf,
+)
+from cutjax.saliency.slopes import cut as cut, grasp as grasp, snip as snip
 from cutjax.saliency.stream import Batch, Loss
-from cutjax.saliency.weight import l1 as l1, random as random
+from cutjax.saliency.taylor import (
+    taylor as taylor,
+    taylor_signed as taylor_signed,
+    taylor_squared as taylor_squared,
+)
+
+Own = Callable[..., dict[str, Scores]]
+Many = Mapping[str, Family | Criterion] | Sequence[Family | Criterion]
 
 
 def saliency(
@@ -17,9 +50,11 @@ def saliency(
     losses: Mapping[str, Loss],
     batches: Iterable[Batch],
     *,
-    criterion: Callable[..., dict[str, Scores]] = taylor,
+    criterion: Family | Criterion | Own | Many = taylor,
+    batch_size: int | None = None,
+    sharding: Any = None,
     progress: bool = True,
-) -> dict[str, Scores]:
+) -> dict[str, Any]:
     """Score every channel for every task, in one pass over the data.
 
     Args:
@@ -28,13 +63,47 @@ def saliency(
         graph: its graph.
         losses: per task, `loss(output, target) -> scalar`.
         batches: `(x, {task: target})`, of calibration data.
-        criterion: `taylor`, `fisher`, `joint`, `l1`, `random`, or your own.
+        criterion: of `cutjax.criteria`: `taylor`, `joint(damping=1e-2)`, ...; several
+            (a mapping or a sequence) share the pass; or a function of your own,
+            `f(apply, params, graph, losses, batches, progress=...)`.
+        batch_size: examples per step, whatever the sizes of the batches; not given,
+            that of the first batch.
+        sharding: of the examples over devices, `NamedSharding(mesh, P("data"))`.
         progress: show a progress bar.
 
     Returns:
-        Per task and group, f32[n]; higher is kept.
+        Per task and group, f32[n]; higher is kept. For several criteria, a dict of that
+        by the criterion's name.
 
     Raises:
-        DataError: empty data, a missing target, NaN scores.
+        DataError: empty data, a missing target, a loss or score that is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp, cutjax as cj
+        >>> apply = lambda w, x: x @ w["a"] @ w["b"]
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.array([[1.0], [2.0], [0.0]])}
+        >>> x, y = jnp.ones((4, 2)), {"output": jnp.zeros((4, 1))}
+        >>> graph = cj.trace(apply, w, x)
+        >>> loss = {"output": lambda out, y: ((out - y) ** 2).mean()}
+        >>> both = cj.saliency(apply, w, graph, loss, [(x, y)],
+        ...                    criterion=(cj.taylor, cj.l1), progress=False)
+        >>> both["taylor"]["output"]["a:1"].tolist()
+        [24.0, 48.0, 0.0]
     """
-    return criterion(apply, params, graph, losses, batches, progress=progress)
+    args = (apply, params, graph, losses, batches)
+    options: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
+    options["progress"] = progress
+    if not isinstance(criterion, Family | Criterion | Mapping | Sequence):
+        return criterion(*args, progress=progress)
+    if isinstance(criterion, Family | Criterion):
+        one = _made(criterion)
+        return score(*args, criteria={one.name: one}, **options)[one.name]
+    if isinstance(criterion, Mapping):
+        named = {name: _made(c) for name, c in criterion.items()}
+    else:
+        named = {c.name: c for c in map(_made, criterion)}
+    return score(*args, criteria=named, **options)
+
+
+def _made(criterion: Any) -> Criterion:
+    return criterion() if isinstance(criterion, Family) else criterion

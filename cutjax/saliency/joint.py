@@ -9,60 +9,40 @@ with H = (C_KK + lambda I)^-1, B = C_:K H and P = B^T (W G_t W^T) B, removing ch
 costs P_ii / (2 H_ii), and H and P then change by an update of rank one.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 
 from cutjax.graph import Graph
-from cutjax.saliency.gradient import Scores
-from cutjax.saliency.moments import Moments, collect
-from cutjax.saliency.stream import Batch, Loss, check_finite
+from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums, criterion
+from cutjax.saliency.moments import MOMENTS, Moments, moments
 
 
-def joint(
-    apply: Callable[..., Any],
-    params: Any,
-    graph: Graph,
-    losses: Mapping[str, Loss],
-    batches: Iterable[Batch],
-    *,
-    damping: float = 1e-3,
-    progress: bool = True,
-) -> dict[str, Scores]:
+@criterion
+def joint(damping: float = 1e-3) -> Criterion:
     """Score channels by the loss that stays after their readers were refitted.
 
     Args:
-        apply: the full function.
-        params: its parameters.
-        graph: its graph.
-        losses: per task, `loss(output, target) -> scalar`.
-        batches: `(x, {task: target})`, of calibration data.
         damping: lambda, as a share of the mean variance of a reader's channels.
-        progress: show a progress bar.
 
     Returns:
-        Per task and group, f32[n] in units of the loss: the rise when the channel goes
-        after all that are worth less.
-
-    Raises:
-        DataError: empty data, a missing target, NaN scores.
+        A criterion, in units of the loss: the rise when the channel goes after all that
+        are worth less.
 
     Reference:
         Martens & Grosse, K-FAC, ICML 2015; Hassibi & Stork, Optimal Brain Surgeon,
         NIPS 1992, of which this is the channel form with refitted readers.
     """
-    state = collect(apply, params, graph, losses, batches, progress=progress)
-    tasks = tuple(losses)
-    scores = {
-        task: eliminate(
-            graph, state, [float(t == task) for t in tasks], damping=damping
-        )
-        for task in tasks
-    }
-    check_finite(scores, "joint")
-    return scores
+
+    def scores(problem: Problem, sums: Sums) -> dict[str, Scores]:
+        state, tasks = moments(sums), problem.tasks
+        return {
+            task: eliminate(
+                problem.graph, state, [float(t == task) for t in tasks], damping=damping
+            )
+            for task in tasks
+        }
+
+    return Criterion("joint", scores, MOMENTS)
 
 
 def eliminate(

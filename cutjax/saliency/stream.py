@@ -17,7 +17,12 @@ Batch = tuple[Any, Mapping[str, Any]]
 
 
 def padded(
-    batches: Iterable[Batch], tasks: Iterable[str], *, progress: bool, label: str
+    batches: Iterable[Batch],
+    tasks: Iterable[str],
+    *,
+    progress: bool,
+    label: str,
+    sharding: Any = None,
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], np.ndarray]]:
     """Batches of the size of the first, with weights that are zero for the padding.
 
@@ -26,6 +31,7 @@ def padded(
         tasks: the targets to hand on.
         progress: show a bar.
         label: what the bar says.
+        sharding: of the examples over devices; sizes are padded to fit.
 
     Yields:
         `(inputs, targets, weights f32[n])`.
@@ -33,7 +39,7 @@ def padded(
     Raises:
         DataError: no batch, a target that is missing, or batches that grow.
     """
-    size = 0
+    size, parts = 0, 1 if sharding is None else sharding.num_devices
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     for x, y in tqdm(
         batches, desc=label, disable=not progress, total=total, leave=False
@@ -46,16 +52,50 @@ def padded(
             )
         targets = {task: y[task] for task in tasks}
         n = len(jax.tree.leaves(inputs)[0])
-        size = size or n
+        size = size or -(-n // parts) * parts
         if n > size or n == 0:
             raise DataError(f"a batch of {n} examples after one of {size}")
         inputs, targets = jax.tree.map(partial(_pad, more=size - n), (inputs, targets))
-        yield inputs, targets, (np.arange(size) < n).astype(np.float32)
+        weights = (np.arange(size) < n).astype(np.float32)
+        if sharding is not None:
+            inputs, targets = jax.device_put((inputs, targets), sharding)
+        yield inputs, targets, weights
     if size == 0:
         raise DataError(
             "the calibration data is empty; batches must yield (x, {task: target}). A "
             "generator can be read only once: pass a list, or make a new one"
         )
+
+
+def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same examples in the same order, `size` at a time.
+
+    Args:
+        batches: `(x, {task: target})` of any sizes.
+        size: examples per batch; the last one may hold fewer.
+
+    Yields:
+        `(x, {task: target})`.
+    """
+    held: list[Any] = []
+    number = 0
+    for x, y in batches:
+        held.append((x, dict(y)))
+        number += len(jax.tree.leaves(x)[0])
+        while number >= size:
+            whole = _joined(held)
+            yield jax.tree.map(lambda a: a[:size], whole)
+            number -= size
+            held = [jax.tree.map(lambda a: a[size:], whole)] if number else []
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Batches end to end; on the host, unless there is but one."""
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *a: np.concatenate([np.asarray(v) for v in a]), *parts)
 
 
 def _pad(a: Any, more: int) -> Any:

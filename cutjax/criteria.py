@@ -1,0 +1,50 @@
+"""All criteria by name, and what is needed to write one more.
+
+cj.saliency(..., criterion=cj.criteria.joint(damping=1e-2))
+cj.saliency(..., criterion=cj.criteria.ALL)          # all of them, one pass
+"""
+
+from cutjax.saliency import (
+    bn_scale,
+    cosprune,
+    cut,
+    fisher,
+    fpgm,
+    gram,
+    grasp,
+    hessian,
+    joint,
+    l1,
+    l2,
+    lamp,
+    linf,
+    mean_activation,
+    mutual_information,
+    random,
+    snip,
+    taylor,
+    taylor_signed,
+    taylor_squared,
+    wanda,
+    zero_rate,
+)
+from cutjax.saliency.criterion import (
+    Criterion as Criterion,
+    Measure as Measure,
+    Problem as Problem,
+    Sums as Sums,
+    criterion as criterion,
+)
+from cutjax.saliency.gather import finish as finish, gather as gather
+from cutjax.saliency.seen import Seen as Seen
+
+ALL = {
+    f.__name__: f
+    for f in (
+        *(taylor, taylor_squared, taylor_signed, fisher, gram, hessian, joint),
+        *(cut, snip, grasp, cosprune),
+        *(l1, l2, linf, bn_scale, lamp, fpgm),
+        *(mean_activation, zero_rate, wanda, mutual_information, random),
+    )
+}
+"""Every criterion by name."""

@@ -1,0 +1,220 @@
+"""What one step sees of a batch, from one forward and one backward pass per task.
+
+Gates, probes at what readers make, and parameters enter one function; the losses are
+summed over the batch, so that a single pull per task gives gate gradients for every
+example and weight gradients for the batch. Nothing per example and weight is formed.
+Whatever no criterion asked for is not differentiated.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from cutjax.gate import Gates, gate, ones
+from cutjax.graph import Graph
+from cutjax.mirror import named_leaves
+from cutjax.readers import rows
+from cutjax.saliency.criterion import Problem
+from cutjax.saliency.stream import Loss, alone, task_losses
+from cutjax.saliency.tap import Tapped, tap
+from cutjax.shrink import rewrite
+
+GATES, READERS, ACTIVATIONS, WEIGHTS = "gates", "readers", "activations", "weights"
+
+
+class Seen(NamedTuple):
+    """What a step sees of `b` examples and `t` tasks.
+
+    `weights` are zero for padding; `first` is the number of examples before this batch.
+    `gates`: per group, dL/dgate. `unread`: the same, at readers without a kernel.
+    `inputs`: per (reader, group), rows read, `[b, positions, n]`. `outputs`: per
+    reader, gradient rows at what it makes, `[b, t, positions, m]`. `kernels`: per
+    (reader, group) `[k, n, m]`. `activations`: per group, what each of its readers
+    reads, `[b, positions, n]`. `slopes`: per floating parameter, the gradient of the
+    summed losses, `[t, ...]`. `of_gates`, `of_weights`: the summed losses `[t]` as
+    functions of gates common to all examples, and of `{path: parameter}`.
+    """
+
+    weights: Float[Array, "b"]
+    first: Int[Array, ""]
+    targets: Mapping[str, Any]
+    losses: Float[Array, "b t"]
+    gates: dict[str, Float[Array, "b t _"]]
+    unread: dict[str, Float[Array, "b t _"]]
+    inputs: dict[tuple[int, str], Float[Array, "b p n"]]
+    outputs: dict[int, Float[Array, "b t p m"]]
+    kernels: dict[tuple[int, str], Float[Array, "k n m"]]
+    activations: dict[str, list[Float[Array, "b q n"]]]
+    slopes: dict[str, Float[Array, "t *shape"]]
+    of_gates: Callable[[Any], Float[Array, "t"]]
+    of_weights: Callable[[Any], Float[Array, "t"]]
+
+
+class Handles(NamedTuple):
+    """What the losses are differentiated by; per example but for `weights`."""
+
+    gates: Gates
+    unread: Gates
+    probes: dict[int, Any]
+    weights: dict[str, Any]
+
+
+def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
+    """`see(params, inputs, targets, weights, first) -> Seen`, to be jitted.
+
+    Args:
+        problem: the function and its losses.
+        needs: what to look at.
+
+    Returns:
+        The step; `inputs` is a tuple, every leaf has the examples in front.
+    """
+    one = _one_example(problem, needs)
+    tasks = len(problem.losses)
+
+    def see(params, inputs, targets, weights, first) -> Seen:
+        each = Handles(0, 0, 0, None)  # type: ignore[arg-type]
+        run = jax.vmap(one, in_axes=(None, each, 0, 0), out_axes=(0, _TAPPED))
+        size = len(weights)
+        handles, axes = _handles(problem, params, inputs, targets, needs, size)
+
+        def total(handles: Handles):
+            losses, tapped = run(params, handles, inputs, targets)
+            return jnp.einsum("b,bt->t", weights, losses), (losses, tapped)
+
+        _, pull, (losses, tapped) = jax.vjp(total, handles, has_aux=True)
+        if jax.tree.leaves(handles):
+            slopes = jax.vmap(lambda e: pull(e)[0])(jnp.eye(tasks, dtype=jnp.float32))
+            gates, unread, probes = jax.tree.map(
+                lambda g: jnp.moveaxis(g, 0, 1), slopes[:3]
+            )
+        else:
+            gates, unread, probes, slopes = {}, {}, {}, handles
+
+        def of_gates(common: Any) -> Any:
+            each = jax.tree.map(lambda v: jnp.broadcast_to(v, (size, *v.shape)), common)
+            return total(Handles(each, {}, {}, {}))[0]
+
+        def of_weights(named: Any) -> Any:
+            return total(Handles({}, {}, {}, named))[0]
+
+        return Seen(
+            *(weights, first, targets, losses, gates, unread, tapped.inputs),
+            {k: _mean_rows(g, axes[k]) for k, g in probes.items()},
+            *(tapped.kernels, tapped.activations, slopes[3], of_gates, of_weights),
+        )
+
+    return see
+
+
+_TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
+
+
+def per_example(
+    apply: Callable[..., Any], graph: Graph, losses: Mapping[str, Loss]
+) -> Callable[..., dict[str, Float[Array, "b t _"]]]:
+    """The gate gradients of every example and task.
+
+    Args:
+        apply: the full function.
+        graph: its graph.
+        losses: per task, `loss(output, target) -> scalar`.
+
+    Returns:
+        `f(params, inputs, targets) -> {group: f32[examples, tasks, n]}`; `inputs` is a
+        tuple, every leaf has the examples in front.
+    """
+
+    def gates(params: Any, inputs: Any, targets: Any) -> dict[str, Array]:
+        problem = Problem(apply, params, graph, losses)
+        weights = jnp.ones(len(jax.tree.leaves(inputs)[0]), jnp.float32)
+        see = look(problem, frozenset({GATES}))
+        return see(params, inputs, targets, weights, jnp.int32(0)).gates
+
+    return gates
+
+
+def floats(params: Any) -> dict[str, Any]:
+    """The floating leaves of a pytree by path: what can be differentiated."""
+    return {
+        name: leaf
+        for name, leaf in named_leaves(params).items()
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    }
+
+
+def _one_example(problem: Problem, needs: frozenset[str]):
+    """`f(params, handles, inputs, targets) -> (losses [t], tapped)` for one example."""
+    graph, compute = problem.graph, task_losses(problem.losses, problem.graph)
+    apply = problem.apply
+    if apply is None:
+        raise TypeError("this criterion reads data: pass the function, not None")
+    # Looking inside of nested calls inlines them, and with them derivative rules of
+    # the user's own; gates alone do not need that.
+    inside = bool(needs & {READERS, ACTIVATIONS})
+
+    def one(params, handles: Handles, inputs, targets):
+        tapped, params = Tapped({}, {}, {}, {}), _filled(params, handles.weights)
+        if inside:
+            hook = tap(tapped, {}, handles, graph, READERS in needs)
+            fn = rewrite(apply, graph, {}, hook=hook, flat=True)
+            out = fn(params, *alone(inputs))
+        else:
+            out = gate(apply, graph)(handles.gates, params, *alone(inputs))
+        return compute(out, alone(targets)), tapped
+
+    return one
+
+
+def _filled(params: Any, named: Mapping[str, Any]) -> Any:
+    """Parameters with some of them given by path."""
+    if not named:
+        return params
+    leaves, tree = jax.tree.flatten(params)
+    paths = named_leaves(params)
+    return jax.tree.unflatten(
+        tree, [named.get(p, leaf) for p, leaf in zip(paths, leaves, strict=True)]
+    )
+
+
+def _handles(problem: Problem, params, inputs, targets, needs, size: int):
+    """Ones and zeros to differentiate by; the axes made at each probe."""
+    graph = problem.graph
+    each = {g: jnp.ones((size, *v.shape)) for g, v in ones(graph).items()}
+    gates = each if GATES in needs else {}
+    axes: dict[int, tuple[int, ...]] = {}
+    probes: dict[int, Any] = {}
+    if READERS in needs:
+        probes = _probes(problem, params, inputs, axes, size)
+    unread = each if READERS in needs else {}
+    return Handles(
+        gates, unread, probes, floats(params) if WEIGHTS in needs else {}
+    ), axes
+
+
+def _probes(problem: Problem, params, inputs, axes: dict, size: int) -> dict[int, Any]:
+    """Zeros like what each reader makes of one example, for every example."""
+    graph = problem.graph
+
+    def made(params, inputs):
+        tapped = Tapped({}, {}, {}, {})
+        hook = tap(tapped, axes, Handles({}, {}, {}, {}), graph, True)
+        rewrite(problem.apply, graph, {}, hook=hook, flat=True)(params, *alone(inputs))  # type: ignore[arg-type]
+        return tapped.made
+
+    first = jax.eval_shape(lambda i: jax.tree.map(lambda a: a[0], i), inputs)
+    shapes = jax.eval_shape(made, params, first)
+    return {k: jnp.zeros((size, *s.shape), s.dtype) for k, s in shapes.items()}
+
+
+def _mean_rows(
+    grads: Float[Array, "b t ..."], axes: tuple[int, ...]
+) -> Float[Array, "b t p m"]:
+    """Gradients as rows whose second moment is a mean over positions."""
+    each = jax.vmap(jax.vmap(lambda g: rows(g, axes)))
+    flat = each(grads).astype(jnp.float32)
+    return flat / np.sqrt(flat.shape[2])
