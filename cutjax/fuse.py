@@ -16,6 +16,8 @@ from jaxtyping import Float
 from cutjax.errors import DataError, KeepError
 
 Scores = Mapping[str, Float[np.ndarray, "_"]]
+"""Per group, one score per channel."""
+
 Fuse = Callable[[Mapping[str, Scores]], dict[str, np.ndarray]]
 
 
@@ -106,11 +108,63 @@ def mean(
         Per group, f32[n].
 
     Raises:
-        KeepError: weights that name other tasks, or sum to zero.
+        KeepError: weights that name other tasks, are negative, or sum to zero.
     """
     weights = dict.fromkeys(scores, 1.0) if weights is None else weights
-    if set(weights) != set(scores) or sum(weights.values()) <= 0:
-        raise KeepError(f"weights {dict(weights)} do not fit tasks {list(scores)}")
+    given = list(weights.values())
+    if set(weights) != set(scores) or min(given) < 0 or not 0 < sum(given) < math.inf:
+        raise KeepError(
+            f"weights {dict(weights)} do not fit tasks {list(scores)}: one per task, "
+            "none negative, one above zero"
+        )
     w = np.array([weights[task] for task in scores])
     fused = (w / w.sum()) @ _stack(scores)
+    return _split(fused, next(iter(scores.values())))
+
+
+def maximum(scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
+    """The largest of the tasks' scores, each normalised to sum one.
+
+    Args:
+        scores: per task and group, f32[n].
+
+    Returns:
+        Per group, f32[n].
+    """
+    return _split(_stack(scores).max(0), next(iter(scores.values())))
+
+
+def minimum(scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
+    """The smallest of the tasks' scores, each normalised to sum one.
+
+    Args:
+        scores: per task and group, f32[n].
+
+    Returns:
+        Per group, f32[n].
+    """
+    return _split(_stack(scores).min(0), next(iter(scores.values())))
+
+
+def geometric(scores: Mapping[str, Scores]) -> dict[str, np.ndarray]:
+    """Geometric mean of the tasks' scores: what one task can do without is cheap.
+
+    Args:
+        scores: per task and group, f32[n], not negative.
+
+    Returns:
+        Per group, f32[n], in the scale of scores normalised to sum one per task.
+
+    Raises:
+        DataError: a score is negative.
+    """
+    rows = _stack(scores)
+    if (rows < 0).any():
+        task = list(scores)[int((rows < 0).any(axis=1).argmax())]
+        raise DataError(
+            f"scores of {task!r} are negative, and a geometric mean of such is not "
+            "defined; use fuse.mean, or a criterion without signs"
+        )
+    with np.errstate(divide="ignore"):
+        fused = np.exp(np.log(rows).mean(0))
     return _split(fused, next(iter(scores.values())))

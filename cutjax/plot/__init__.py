@@ -10,3 +10,4 @@ from cutjax.plot.bars import (
 )
 from cutjax.plot.network import net as net
 from cutjax.plot.ranks import scores as scores
+from cutjax.plot.watershed import agreement as agreement
