@@ -34,6 +34,7 @@ LAYERS = [
     },
     {"readers", "saliency", "fuse", "budget", "allocate", "plan", "graph_json"}
     | {"isomorphic", "feasible"},
+    {"sparse", "stochastic", "schedule"},
     {"data", "models", "fit", "losses", "metrics", "_resume"},
     {"recover", "merge", "bank"},
     {
