@@ -87,13 +87,12 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
             return jnp.einsum("b,bt->t", weights, losses), (losses, tapped)
 
         _, pull, (losses, tapped) = jax.vjp(total, handles, has_aux=True)
+        slopes = handles
         if jax.tree.leaves(handles):
-            slopes = jax.vmap(lambda e: pull(e)[0])(jnp.eye(tasks, dtype=jnp.float32))
-            gates, unread, probes = jax.tree.map(
-                lambda g: jnp.moveaxis(g, 0, 1), slopes[:3]
-            )
-        else:
-            gates, unread, probes, slopes = {}, {}, {}, handles
+            slopes = _pulled(pull, tasks, WEIGHTS in needs)
+        gates, unread, probes = jax.tree.map(
+            lambda g: jnp.moveaxis(g, 0, 1), tuple(slopes)[:3]
+        )
 
         def of_gates(common: Any) -> Any:
             each = jax.tree.map(lambda v: jnp.broadcast_to(v, (size, *v.shape)), common)
@@ -109,6 +108,18 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
         )
 
     return see
+
+
+def _pulled(pull: Callable, tasks: int, unrolled: bool) -> Handles:
+    """Gradients of every task's loss, tasks in front.
+
+    Gradients of kernels for several tasks at once are grouped convolutions, which XLA's
+    CPU backend runs at a fraction of the speed: these tasks are taken one by one.
+    """
+    each = jnp.eye(tasks, dtype=jnp.float32)
+    if not unrolled:
+        return jax.vmap(lambda e: pull(e)[0])(each)
+    return jax.tree.map(lambda *v: jnp.stack(v), *(pull(e)[0] for e in each))
 
 
 _TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
