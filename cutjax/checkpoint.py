@@ -114,7 +114,7 @@ def save(
         MismatchError: the parameters are not those of this keep and these tasks.
     """
     target = _store.place(path, overwrite)
-    graph.check_keep(keep)
+    graph.check_keep(keep, tasks)
     chosen = None if tasks is None else graph.check_tasks(tasks)
     reduced = check_small(small_params, graph, keep, chosen)
     named = named_leaves(small_params)
@@ -256,8 +256,8 @@ def _info(source: Path, body: Mapping[str, Any], like: Any) -> Info:
         treedef = None if like is None else jax.tree.structure(like)
         graph = graph_from_json(stored, treedef)
         keep = {name: unpack(bits) for name, bits in body["keep"].items()}
-        graph.check_keep(keep)
         tasks = graph.check_tasks(body["tasks"])
+        graph.check_keep(keep, tasks)
         return Info(
             tasks=tasks,
             keep=keep,

@@ -1,10 +1,13 @@
-"""Parameters, multiply-adds and bytes as exact functions of the kept widths."""
+"""Parameters, multiply-adds, bytes and activations: exact functions of the widths."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cutjax.dims import Axis, count
+
+RESOURCES = ("params", "flops", "bytes", "activations")
+SCOPES = ("all", "trunk", "heads")
 
 
 class Cost(NamedTuple):
@@ -13,13 +16,18 @@ class Cost(NamedTuple):
     `flops`: multiply-adds of contractions, each counted as two; a scan counts all its
     steps, a `cond` the branch that is dearest at full size, a `while` one turn.
     `bytes`: of the parameters. `trunk_params`: of those that serve several tasks of
-    the parent.
+    the parent. `activations`: bytes of the distinct arrays that depend on the inputs,
+    the inputs included, and that a contraction reads: what a training step has to
+    remember for the gradients of kernels, and what inference moves at most. In a scan
+    those of all its steps count. None for a graph that was stored before this was
+    counted.
     """
 
     params: int
     flops: int
     bytes: int
     trunk_params: int
+    activations: int | None = None
 
 
 class Term(NamedTuple):
@@ -38,23 +46,105 @@ class Term(NamedTuple):
     line: str = ""
 
 
+class Activation(NamedTuple):
+    """An array that contractions read: `bytes` per element of the product of its axes.
+
+    In a scan `bytes` counts every step. `tasks` are those that it serves.
+    """
+
+    bytes: int
+    axes: tuple[Axis, ...]
+    tasks: tuple[str, ...]
+
+
+class Piece(NamedTuple):
+    """A product of axes; a unit of it costs `units` per resource, for `tasks`."""
+
+    axes: tuple[Axis, ...]
+    units: Mapping[str, int]
+    tasks: tuple[str, ...]
+
+
+def pieces(graph: Any) -> Iterator[Piece]:
+    """All that a model costs: parameters, contractions, activations."""
+    for path, axes in graph.axes.items():
+        units = {"params": 1, "bytes": graph.shapes[path].dtype.itemsize}
+        yield Piece(axes, units, graph.reach[path])
+    for term in graph.terms:
+        yield Piece(term.axes, {"flops": 2 * term.times}, term.tasks)
+    for array in graph.activations or ():
+        yield Piece(array.axes, {"activations": array.bytes}, array.tasks)
+
+
+def key_of(resource: str, scope: str = "all") -> str:
+    """What a limit on a resource within a scope is called: `params[trunk]`."""
+    return resource if scope == "all" else f"{resource}[{scope}]"
+
+
+def keys_of(piece: Piece, shared: bool) -> tuple[str, ...]:
+    """The sums, by `key_of`, that a piece counts for; `shared`: with several tasks.
+
+    The trunk is what serves several tasks of the parent; all there is, if it has one.
+    """
+    if len(piece.tasks) > 1 or not shared:
+        scopes: tuple[str, ...] = ("all", "trunk")
+    else:
+        scopes = ("all", "heads", *piece.tasks)
+    return tuple(key_of(r, scope) for r in piece.units for scope in scopes)
+
+
+def amounts(
+    graph: Any, widths: Mapping[str, int], tasks: tuple[str, ...]
+) -> dict[str, int]:
+    """Every resource in every scope at these widths, for the chosen tasks.
+
+    Args:
+        graph: the graph.
+        widths: kept channels per group; whole, if not named.
+        tasks: what none of these needs does not count.
+
+    Returns:
+        By name: `params`, `params[trunk]`, `params[heads]`, `params[age]`, `flops`, ...
+    """
+    heads = tasks if len(graph.tasks) > 1 else ()
+    out = {
+        key_of(resource, scope): 0
+        for resource in RESOURCES
+        if resource != "activations" or graph.activations is not None
+        for scope in (*SCOPES, *heads)
+    }
+    chosen = set(tasks)
+    for piece in pieces(graph):
+        if chosen & set(piece.tasks):
+            n = math.prod(count(axis, widths) for axis in piece.axes)
+            for key in keys_of(piece, len(graph.tasks) > 1):
+                resource = key.partition("[")[0]
+                out[key] += n * piece.units[resource]
+    return out
+
+
 def cost_of(
     graph: Any, widths: Mapping[str, int], tasks: tuple[str, ...] | None
 ) -> Cost:
     """The cost of a graph at these widths, of these tasks alone or of all there is."""
-    params = trunk = size = 0
-    shared = len(graph.tasks) > 1
-    for path, axes in graph.axes.items():
-        reach = graph.reach[path]
-        if tasks is not None and not set(reach) & set(tasks):
+    totals = dict.fromkeys(RESOURCES, 0)
+    trunk, shared = 0, len(graph.tasks) > 1
+    for piece in pieces(graph):
+        leaf = "params" in piece.units
+        # What no task needs still is a parameter, but computes nothing.
+        if tasks is None and not (leaf or piece.tasks):
             continue
-        n = math.prod(count(axis, widths) for axis in axes)
-        params += n
-        size += n * graph.shapes[path].dtype.itemsize
-        trunk += n if len(reach) > 1 or not shared else 0
-    flops = sum(
-        2 * term.times * math.prod(count(axis, widths) for axis in term.axes)
-        for term in graph.terms
-        if set(term.tasks) & set(graph.tasks if tasks is None else tasks)
+        if tasks is not None and not set(piece.tasks) & set(tasks):
+            continue
+        n = math.prod(count(axis, widths) for axis in piece.axes)
+        for resource, unit in piece.units.items():
+            totals[resource] += n * unit
+        trunk += n if leaf and (len(piece.tasks) > 1 or not shared) else 0
+    known = graph.activations is not None
+    return Cost(
+        params=totals["params"],
+        flops=totals["flops"],
+        bytes=totals["bytes"],
+        trunk_params=trunk,
+        activations=totals["activations"] if known else None,
     )
-    return Cost(params, flops, size, trunk)

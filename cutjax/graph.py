@@ -1,15 +1,16 @@
 """What `trace` found: groups of channels, their axes, their tasks, their cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cutjax import dot, show
-from cutjax.cost import Cost, Term, cost_of
+from cutjax.cost import Activation, Cost, Term, cost_of
 from cutjax.dims import Axis, Keep
 from cutjax.errors import KeepError, suggest
+from cutjax.flow import Flow, alive
 
 
 class Member(NamedTuple):
@@ -53,7 +54,9 @@ class Graph:
 
     `axes` gives the layout of every axis of every parameter, by path. `shapes` are
     those of the full parameters, `treedef` their structure, `reach` the tasks that each
-    one serves. `terms` are the multiply-adds as functions of the widths.
+    one serves. `terms` are the multiply-adds as functions of the widths, `activations`
+    the arrays that they read, `flow` what reaches the outputs by which of them (None:
+    stored before cutjax knew of these).
     """
 
     groups: tuple[Group, ...]
@@ -65,6 +68,8 @@ class Graph:
     terms: tuple[Term, ...]
     inputs: tuple[str, ...] = ()
     on_unknown: str = "raise"
+    activations: tuple[Activation, ...] | None = None
+    flow: Flow | None = None
     _index: Mapping[str, Group] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -122,7 +127,7 @@ class Graph:
         Raises:
             KeepError: `keep` does not fit the graph, or a task is unknown.
         """
-        self.check_keep(keep or {})
+        self.check_keep(keep or {}, ())
         widths = {name: int(np.sum(mask)) for name, mask in (keep or {}).items()}
         chosen = None if tasks is None else self.check_tasks(tasks)
         return cost_of(self, widths, chosen)
@@ -154,11 +159,43 @@ class Graph:
             raise KeepError(f"no task chosen; the function answers {list(self.tasks)}")
         return chosen
 
-    def check_keep(self, keep: Keep) -> None:
-        """Check that a keep fits.
+    def answering(self, gone: Iterable[str], tasks: Any = None) -> tuple[str, ...]:
+        """The tasks whose outputs depend on the inputs without these groups.
+
+        Args:
+            gone: names of groups that keep no channel.
+            tasks: the tasks to look at; all, if not given.
+
+        Returns:
+            Those of them that still do.
 
         Raises:
-            KeepError: unknown group, wrong length, pinned group cut, nothing kept.
+            KeepError: this graph was stored before cutjax knew how to tell.
+        """
+        chosen, names = self.check_tasks(tasks), frozenset(gone)
+        if not names:
+            return chosen
+        if self.flow is None:
+            raise KeepError(
+                f"{min(names)!r} keeps no channel; keep one at least, or trace the "
+                "function again: this graph was stored before groups could go whole"
+            )
+        return tuple(alive(self.flow, names, chosen))
+
+    def check_keep(self, keep: Keep, tasks: Any = None) -> None:
+        """Check that a keep fits.
+
+        A group may keep no channel where the outputs still depend on the inputs by
+        another path: around a residual block, beside a head of attention.
+
+        Args:
+            keep: the channels to keep.
+            tasks: the tasks that must depend on the inputs; all, if not given. With an
+                empty tuple one of them is enough, whichever it is.
+
+        Raises:
+            KeepError: unknown group, wrong length, pinned group cut, nothing kept where
+                an output needs it.
         """
         for name, mask in keep.items():
             group, mask = self[name], np.asarray(mask)
@@ -169,5 +206,15 @@ class Graph:
                 )
             if group.pinned is not None and not mask.all():
                 raise KeepError(f"{name!r} is pinned: {group.pinned}")
-            if not mask.any():
-                raise KeepError(f"keep[{name!r}] keeps no channel; keep one at least")
+        gone = [name for name, mask in keep.items() if not np.any(mask)]
+        chosen = self.check_tasks(tasks or None)
+        left = self.answering(gone, chosen)
+        lost = [task for task in chosen if task not in left]
+        if lost and not (left and tasks == ()):
+            names = ", ".join(map(repr, gone))
+            outputs = ", ".join(map(repr, lost))
+            raise KeepError(
+                f"keep of {names} keeps no channel; keep one at least: without "
+                f"{'it' if len(gone) == 1 else 'these'} the output of {outputs} does "
+                "not depend on the inputs"
+            )

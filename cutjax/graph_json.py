@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutjax.cost import Term
+from cutjax.cost import Activation, Term
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
+from cutjax.flow import Flow, Node
 from cutjax.graph import Graph, Group, Member
 
 Json = Any
@@ -64,7 +65,50 @@ def graph_to_json(graph: Graph) -> Json:
             }
             for t in graph.terms
         ],
+        "activations": _activations_to_json(graph.activations),
+        "flow": _flow_to_json(graph.flow),
     }
+
+
+def _activations_to_json(arrays: tuple[Activation, ...] | None) -> Json:
+    if arrays is None:
+        return None
+    return [
+        [int(a.bytes), [_axis_to_json(axis) for axis in a.axes], list(a.tasks)]
+        for a in arrays
+    ]
+
+
+def _activations_from_json(value: Json) -> tuple[Activation, ...] | None:
+    if value is None:
+        return None
+    return tuple(
+        Activation(n, tuple(map(_axis_from_json, axes)), tuple(tasks))
+        for n, axes, tasks in value
+    )
+
+
+def _flow_to_json(flow: Flow | None) -> Json:
+    if flow is None:
+        return None
+    nodes = [
+        [[_axis_to_json(axis) for axis in node.axes], [list(n) for n in node.needs]]
+        for node in flow.nodes
+    ]
+    return [nodes, {task: [list(e) for e in ends] for task, ends in flow.ends.items()}]
+
+
+def _flow_from_json(value: Json) -> Flow | None:
+    if value is None:
+        return None
+    nodes, ends = value
+    return Flow(
+        tuple(
+            Node(tuple(map(_axis_from_json, axes)), tuple(map(tuple, needs)))
+            for axes, needs in nodes
+        ),
+        {task: tuple(map(tuple, some)) for task, some in ends.items()},
+    )
 
 
 def graph_from_json(value: Json, treedef: Any = None) -> Graph:
@@ -107,6 +151,9 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
         terms=tuple(map(_term_from_json, value["terms"])),
         inputs=tuple(value["inputs"]),
         on_unknown=value["on_unknown"],
+        # Stored since groups may go whole and activations are counted.
+        activations=_activations_from_json(value.get("activations")),
+        flow=_flow_from_json(value.get("flow")),
     )
 
 

@@ -1,6 +1,7 @@
 """`plan`: from scores per task and a budget to the channels that stay."""
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from cutjax.budget import Budget
 from cutjax.cost import Cost
 from cutjax.errors import DataError, KeepError, suggest
 from cutjax.graph import Graph
+
+Normalize = Callable[[fusing.Scores, Graph], Mapping[str, np.ndarray]]
 
 
 class Claims(NamedTuple):
@@ -59,7 +62,9 @@ def plan(
     tasks: Sequence[str] | str | None = None,
     budget: Budget,
     fuse: fusing.Fuse = fusing.mean,
+    normalize: Normalize | None = None,
     allocate: Allocate = greedy,
+    pin: Iterable[str] = (),
 ) -> tuple[dict[str, np.ndarray], PlanInfo]:
     """Choose the channels to keep.
 
@@ -69,7 +74,10 @@ def plan(
         tasks: the tasks that the device needs; all that have scores, if not given.
         budget: what may be left, relative to the full model for these tasks.
         fuse: from the tasks' scores to one score per channel.
+        normalize: from a task's scores and the graph to scores that can be compared
+            between groups, before they are fused; as they are, if not given.
         allocate: from scores and budget to widths.
+        pin: patterns of names of groups that stay whole this time.
 
     Returns:
         `(keep, info)`: a boolean vector for every free group, and the explanation. In
@@ -77,13 +85,28 @@ def plan(
 
     Raises:
         BudgetError: the budget cannot be met.
-        KeepError: unknown task, or scores that do not fit the graph.
+        KeepError: unknown task, scores that do not fit the graph, or a pattern of `pin`
+            that matches no group.
         DataError: scores are NaN or infinite.
+
+    Example:
+        >>> import jax.numpy as jnp, cutjax as cj
+        >>> apply = lambda w, x: x @ w["a"] @ w["b"]
+        >>> w = {"a": jnp.ones((2, 4)), "b": jnp.ones((4, 1))}
+        >>> graph = cj.trace(apply, w, jnp.ones((1, 2)))
+        >>> scores = {"output": {"a:1": np.array([3.0, 1.0, 4.0, 2.0], np.float32)}}
+        >>> keep, info = plan(graph, scores, budget=Budget(params=0.5))
+        >>> keep["a:1"].tolist(), info.cost.params
+        ([True, False, True, False], 6)
     """
     chosen = graph.check_tasks(tuple(scores) if tasks is None else tasks)
     used = {task: _checked(task, scores, graph) for task in chosen}
+    if normalize is not None:
+        used = {t: _normalized(t, normalize, used[t], graph) for t in chosen}
     fused = fuse(used)
-    widths = allocate(graph, fused, chosen, budget)
+    whole = _matching(graph, pin)
+    free = {name: s for name, s in fused.items() if name not in whole}
+    widths = {n: graph[n].size for n in fused} | allocate(graph, free, chosen, budget)
     keep = {name: _best(fused[name], width) for name, width in widths.items()}
     info = PlanInfo(
         full=graph.cost(tasks=chosen),
@@ -93,6 +116,29 @@ def plan(
         tasks=chosen,
     )
     return keep, info
+
+
+def _matching(graph: Graph, pin: Iterable[str]) -> set[str]:
+    """The free groups that stay whole."""
+    names, found = [g.name for g in graph.free], set()
+    for pattern in (pin,) if isinstance(pin, str) else pin:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise KeepError(
+                f"pin={pattern!r} matches no free group; {suggest(pattern, names)}"
+            )
+        found.update(matched)
+    return found
+
+
+def _normalized(
+    task: str, normalize: Normalize, scores: fusing.Scores, graph: Graph
+) -> dict[str, np.ndarray]:
+    given = {task: normalize(scores, graph)}
+    try:
+        return _checked(task, given, graph)
+    except (KeepError, DataError) as error:
+        raise type(error)(f"after normalize: {error}") from error
 
 
 def _checked(task: str, scores, graph: Graph) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import cutjax.rules  # noqa: F401  (fills the table of rules)
 from cutjax._compat import Literal, bind, scope_of, user_line
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.errors import KeepError
-from cutjax.rules.base import RULES, Value
+from cutjax.rules.base import RULES, Value, counts
 from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
 from cutjax.zeros import pin_constants
@@ -200,11 +200,28 @@ class Evaluator:
         rule = RULES.get(eqn.primitive)
         if rule is None or (sub is not None and all(map(self.plain, sub))):
             return bind(eqn, args, eqn.params)
+        if sub is None and (empty := self._empty(eqn, ins, outs)) is not None:
+            return empty
         if rule.evaluate is not None:
             return rule.evaluate(self, eqn, sub, ins, outs, args)
         if rule.resize is None or all(self.k.whole(v) for v in (*ins, *outs)):
             return self.bind(eqn, args)
         return self.bind(eqn, args, **rule.resize(self.k, eqn, ins, outs))
+
+    def _empty(self, eqn: Any, ins: Sequence[Value], outs: Sequence[Value]) -> Any:
+        """Results of an equation that has none, or that convolves no channels.
+
+        XLA refuses windows, groups and gathers of nothing, where numpy would not.
+        """
+        convolved = eqn.primitive is jax.lax.conv_general_dilated_p
+        nothing = all(0 in counts(self.k, v.dims) for v in outs)
+        nothing |= convolved and any(0 in counts(self.k, v.dims) for v in ins)
+        if not nothing or any(0 in v.aval.shape for v in eqn.outvars):
+            return None
+        return [
+            jax.numpy.zeros(counts(self.k, value.dims), var.aval.dtype)
+            for value, var in zip(outs, eqn.outvars, strict=True)
+        ]
 
     def bind(self, eqn: Any, args: Sequence[Any], **changed: Any) -> list[Any]:
         """Evaluate one equation, some of its parameters changed."""

@@ -116,7 +116,8 @@ def _take(leaf: Any, index: np.ndarray, axis: int) -> Any:
 
 
 def _map_members(change: Callable, params: Any, graph: Graph, keep: Keep) -> Any:
-    graph.check_keep(keep)
+    # Which outputs a keep cuts off is for functions to say: they know the tasks.
+    graph.check_keep(keep, ())
     itself = jax.tree.structure(params) == graph.treedef
     if itself:
         check_params(params, graph)
@@ -216,8 +217,8 @@ def rewrite(
     Returns:
         A function of the small parameters and the same inputs.
     """
-    graph.check_keep(keep)
     chosen = graph.check_tasks(tasks)
+    graph.check_keep(keep, chosen)
     absent = frozenset(graph.shapes) - needed(graph, tasks)
     widths = {name: int(np.sum(m)) for name, m in keep.items()}
     full = {name: s.shape for name, s in graph.shapes.items()}

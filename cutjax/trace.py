@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from cutjax import proof, walk, zeros
+from cutjax.activations import activations_of
 from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
 from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
+from cutjax.flow import flow_of
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves
@@ -23,12 +25,6 @@ from cutjax.unify import Var, leaf_vars
 from cutjax.walk import Frame, Walker, line_of, said
 
 OUTPUT = "output"
-VALUE_NEEDED = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
 VALUE_NEEDED = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -95,9 +91,13 @@ def trace(
             return Leaf(names[var], var.size)
         return Fixed(var.size, var.pins[0].reason if var.pins else "")
 
-    frozen = {p: tuple(freeze(d, name) for d in dims) for p, dims in axes.items()}
+    def axis(var: Var) -> Axis:
+        return freeze(var, name)
+
+    frozen = {p: tuple(map(axis, dims)) for p, dims in axes.items()}
     paths = list(shapes)
-    served = (marks.get((id(t.frame), t.index), 0) for t in walker.terms)
+    bits = (marks.get((id(t.frame), t.index), 0) for t in walker.terms)
+    served = [_named(tasks, b) for b in bits]
     return Graph(
         groups=tuple(_groups(walker, names, axes, frozen, reach, tasks)),
         tasks=tasks,
@@ -106,11 +106,13 @@ def trace(
         treedef=jax.tree.structure(params),
         reach=reach,
         terms=tuple(
-            _term(t, name, paths, _named(tasks, bits))
-            for t, bits in zip(walker.terms, served, strict=True)
+            _term(t, name, paths, found)
+            for t, found in zip(walker.terms, served, strict=True)
         ),
         inputs=tuple(f"{x.dtype}{list(x.shape)}" for x in _leaves(inputs)),
         on_unknown=on_unknown,
+        activations=activations_of(walker, axis, served),
+        flow=flow_of(frame, axis, [task for task, _ in outputs]),
     )
 
 

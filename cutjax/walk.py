@@ -49,7 +49,10 @@ class Term(NamedTuple):
 
 
 class Frame:
-    """One walk over one jaxpr: a value per variable, sub-frames per equation."""
+    """One walk over one jaxpr: a value per variable, sub-frames per equation.
+
+    `times`: how often it runs, in loops of known length.
+    """
 
     def __init__(
         self,
@@ -57,8 +60,10 @@ class Frame:
         consts: Sequence[Any],
         outer: "tuple[Frame, int] | None" = None,
         where: Where | None = None,
+        times: int = 1,
     ):
         self.jaxpr, self.consts, self.outer, self._where = jaxpr, consts, outer, where
+        self.times = times
         self.values: dict[Any, Value] = {}
         self.subs: dict[int, list[Frame]] = {}
         self.sites: dict[int, Site] = {}
@@ -117,7 +122,7 @@ class Walker:
     def run(self, jaxpr: Any, ins: Sequence[Value]) -> Frame:
         """Walk a jaxpr whose inputs are known; returns its frame."""
         opened, consts = open_jaxpr(jaxpr)
-        frame = Frame(opened, consts, self._at, self.solver.where)
+        frame = Frame(opened, consts, self._at, self.solver.where, self._times)
         self.frames.append(frame)
         for var, const in zip(opened.constvars, consts, strict=True):
             known = (

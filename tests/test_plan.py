@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import milp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -17,10 +18,10 @@ from nets import NETS
 
 import cutjax as cj
 from cutjax import fuse
-from cutjax.allocate import Meter
+from cutjax.allocate import Meter, isomorphic, nested, threshold
 from cutjax.bench.flops import count_flops
 from cutjax.budget import Budget
-from cutjax.cost import cost_of
+from cutjax.cost import amounts, cost_of
 from cutjax.errors import BudgetError, DataError, KeepError
 
 RULES = {"floor": 1, "multiple": 1, "max_ratio": 1.0}
@@ -71,9 +72,9 @@ def check_budget(plan: Callable, name: str, given: dict[str, Any], **rules: Any)
     except BudgetError as error:
         # Only where even the narrowest model is too much.
         least = {g.name: budget.least(g.size) for g in graph.free}
-        cost, full = cost_of(graph, least, graph.tasks), graph.cost()
-        limits = budget.limits(full)
-        assert any(getattr(cost, r) > limit for r, limit in limits.items()), error
+        cost = amounts(graph, least, graph.tasks)
+        limits = budget.limits(amounts(graph, {}, graph.tasks))
+        assert any(cost[r] > limit for r, limit in limits.items()), error
         return None
     leaves, flops = counted(net, graph, keep, graph.tasks)
     full = counted(net, graph, {}, graph.tasks)
@@ -148,7 +149,7 @@ def chain(*sizes: int) -> cj.Graph:
     return cj.trace(*wide(x, *sizes), x)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 9),
     st.integers(1, 6),
@@ -159,7 +160,7 @@ def chain(*sizes: int) -> cj.Graph:
 def test_floors_multiples_and_ratios_hold(multiple, floor, max_ratio, share, seed):
     graph = chain(3, 16, 7, 24, 20, 2)
     budget = Budget(params=share, multiple=multiple, floor=floor, max_ratio=max_ratio)
-    for allocate in (cj.greedy, cj.uniform):
+    for allocate in (cj.greedy, cj.uniform, nested, threshold, isomorphic):
         try:
             keep, _ = cj.plan(
                 graph, drawn(graph, seed), budget=budget, allocate=allocate
@@ -198,7 +199,7 @@ def test_pinned_groups_stay_whole():
 def test_ties_go_to_the_lower_index():
     graph = chain(4, 10, 10, 2)
     flat = {"output": {g.name: np.ones(g.size, np.float32) for g in graph.free}}
-    for allocate in (cj.greedy, cj.uniform):
+    for allocate in (cj.greedy, cj.uniform, nested, isomorphic):
         keep, _ = cj.plan(graph, flat, budget=Budget(params=0.5), allocate=allocate)
         for mask in keep.values():
             width = int(mask.sum())
@@ -207,7 +208,7 @@ def test_ties_go_to_the_lower_index():
         assert all(np.array_equal(keep[n], again[n]) for n in keep)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 999),
     st.sampled_from([0.2, 0.3, 0.5, 0.7]),
@@ -226,77 +227,6 @@ def test_keeps_of_two_budgets_are_nested_group_by_group(seed, share, more, name)
     for group, mask in small.items():
         fewer, others = sorted((mask, large[group]), key=np.sum)
         assert (fewer <= others).all(), group
-
-
-# Against the exact optimum. ---------------------------------------------------------
-
-
-def optimum(graph: cj.Graph, scores: Any, budget: Budget) -> float:
-    """The most score that any widths within the budget keep: all of them are tried."""
-    limits = budget.limits(graph.cost())
-    groups, best = graph.free, 0.0
-    for widths in itertools.product(*(budget.widths(g.size) for g in groups)):
-        cost = cost_of(
-            graph, dict(zip((g.name for g in groups), widths, strict=True)), None
-        )
-        if all(getattr(cost, r) <= limit for r, limit in limits.items()):
-            best = max(best, total(scores, groups, widths))
-    return best
-
-
-def total(scores: Any, groups: Any, widths: Any) -> float:
-    return sum(
-        float(np.sort(scores[g.name])[::-1][:w].sum())
-        for g, w in zip(groups, widths, strict=True)
-    )
-
-
-def kept_score(
-    allocate: Callable, graph: cj.Graph, scores: Any, budget: Budget
-) -> float:
-    widths = allocate(graph, scores, graph.tasks, budget)
-    return total(scores, graph.free, [widths[g.name] for g in graph.free])
-
-
-TINY = [(3, 6, 5, 4, 2), (2, 8, 3, 6, 2), (5, 4, 9, 3)]
-CASES = [
-    (sizes, limits, seed)
-    for sizes in TINY
-    for limits in (
-        {"params": 0.5},
-        {"params": 0.3},
-        {"flops": 0.7},
-        {"params": 0.6, "flops": 0.4},
-    )
-    for seed in range(4)
-]
-
-
-def shares(allocate: Callable) -> list[float]:
-    """Score kept, as a share of the optimum, per case."""
-    out = []
-    for sizes, limits, seed in CASES:
-        graph, budget = chain(*sizes), Budget(**limits, max_ratio=1.0)
-        scores = drawn(graph, seed)["output"]
-        best = optimum(graph, scores, budget)
-        out.append(kept_score(allocate, graph, scores, budget) / best)
-    return out
-
-
-def check_near_optimum(allocate: Callable) -> None:
-    """Never above the optimum; nine tenths of it on average, seven at worst."""
-    found = shares(allocate)
-    assert max(found) <= 1 + 1e-6
-    assert np.mean(found) >= 0.9, np.mean(found)
-    assert min(found) >= 0.7, min(found)
-
-
-def test_greedy_is_near_the_exact_optimum():
-    check_near_optimum(cj.greedy)
-
-
-def test_greedy_beats_the_same_share_everywhere():
-    assert np.mean(shares(cj.greedy)) > np.mean(shares(cj.uniform)) + 0.02
 
 
 # Early groups that cost nothing. ----------------------------------------------------
@@ -326,20 +256,6 @@ def pyramid() -> cj.Graph:
     return cj.trace(apply, p, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
 
 
-def threshold(graph: Any, scores: Any, tasks: Any, budget: Budget) -> dict[str, int]:
-    """Raw scores behind one global threshold: what starves cheap early groups."""
-    limits = budget.limits(graph.cost())
-    for cut in np.sort(np.concatenate(list(scores.values()))):
-        widths = {
-            n: max(int((v > cut).sum()), budget.least(v.size))
-            for n, v in scores.items()
-        }
-        cost = cost_of(graph, widths, tasks)
-        if all(getattr(cost, r) <= limit for r, limit in limits.items()):
-            return widths
-    raise BudgetError("no threshold")
-
-
 def check_early_groups(allocate: Callable) -> None:
     graph = pyramid()
     rng = np.random.default_rng(0)
@@ -360,7 +276,21 @@ def check_early_groups(allocate: Callable) -> None:
 
 
 def test_early_groups_that_cost_nothing_are_not_starved():
-    check_early_groups(cj.greedy)
+    check_early_groups(nested)
+
+
+def test_exchange_keeps_the_first_group_and_more_score():
+    """It may starve the second early group, where that wins more score elsewhere."""
+    graph = pyramid()
+    for seed, limit in enumerate(({"params": 0.32}, {"flops": 0.32}, {"params": 0.1})):
+        rng = np.random.default_rng(seed)
+        scores = {
+            g.name: rng.uniform(0.5, 1, g.size).astype(np.float32) for g in graph.free
+        }
+        budget = Budget(**limit, max_ratio=0.9)
+        one, two = (a(graph, scores, graph.tasks, budget) for a in (nested, cj.greedy))
+        assert two["c0:3"] >= 12
+        assert milp.kept_score(scores, two) >= milp.kept_score(scores, one)
 
 
 # What cannot be met. ----------------------------------------------------------------
@@ -403,7 +333,12 @@ def test_of_two_limits_the_impossible_one_is_named():
         {"params": 0.0},
         {"params": 1.5},
         {"flops": -3},
-        {"params": 0.5, "floor": 0},
+        {"params": 0.5, "floor": -1},
+        {"params": 0.5, "floor": {"*": -1}},
+        {"params": {"trunk": 1.5}},
+        {"params": {}},
+        {"activations": 0.0},
+        {"params": float("nan")},
         {"params": 0.5, "multiple": 0},
         {"params": 0.5, "max_ratio": 1.1},
     ],
@@ -483,16 +418,6 @@ def test_the_meter_follows_the_cost_polynomial():
 def test_saboteur_a_global_threshold_starves_early_groups():
     with pytest.raises(AssertionError):
         check_early_groups(threshold)
-
-
-def test_saboteur_the_worst_channels_first_pass_is_far_from_the_optimum():
-    def backwards(graph, scores, tasks, budget):
-        return cj.greedy(
-            graph, {n: 1 / (v + 1e-3) for n, v in scores.items()}, tasks, budget
-        )
-
-    with pytest.raises(AssertionError):
-        check_near_optimum(backwards)
 
 
 def test_saboteur_a_plan_that_ignores_flops():

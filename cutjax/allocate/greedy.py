@@ -1,0 +1,108 @@
+"""Marginal score per unit of cost, refined by exchanges."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from cutjax.allocate.base import Problem, Widths, problem
+from cutjax.allocate.steps import Steps, down, up
+from cutjax.budget import Budget
+from cutjax.errors import BudgetError
+from cutjax.graph import Graph
+
+EFFORT = 20_000
+"""Prices that the refinement may look at: a quarter of a second."""
+
+
+def greedy(
+    graph: Graph,
+    scores: Mapping[str, np.ndarray],
+    tasks: tuple[str, ...],
+    budget: Budget,
+) -> Widths:
+    """Always give up the channels that cost the least score per unit saved.
+
+    A unit is a share of the full model, summed over the resources still above their
+    limits. At the end what fits again is taken back, and groups are exchanged: one goes
+    some rungs down or up, the others take back what then fits or give up what then is
+    too much, as long as that wins score. Within 2 % of the exact optimum on small
+    instances (tests/test_plan_optimum.py).
+
+    Args:
+        graph: the graph.
+        scores: per group, f32[n]; the score of a width is the sum of its best channels.
+        tasks: whose cost counts.
+        budget: limits and rules for widths.
+
+    Returns:
+        The width of every group that has scores.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+    """
+    p = problem(graph, scores, tasks, budget)
+    return exchanged(_start(p)).widths
+
+
+def _start(p: Problem) -> Steps:
+    steps = Steps(p)
+    if not down(steps):
+        # What went first may stand in the way of what would have saved more.
+        sure = {
+            name: rungs if name in p.safe else [w for w in rungs if w]
+            for name, rungs in p.ladders.items()
+        }
+        steps = Steps(p._replace(ladders=sure))
+        if not down(steps):
+            missed = ", ".join(p.keys[i] for i in steps.above())
+            raise BudgetError(f"nothing that is left to cut saves {missed}")
+    up(steps)
+    return steps
+
+
+def exchanged(steps: Steps, effort: int = EFFORT) -> Steps:
+    """Better steps by exchanging what one group gives up for what others take.
+
+    Args:
+        steps: steps that meet all limits; not changed.
+        effort: how many prices may be looked at.
+
+    Returns:
+        Steps that keep no less score and meet all limits.
+    """
+    best, spent, better = steps, 0, True
+    while better and spent < effort:
+        better = False
+        for name in best.at:
+            for rung in _rungs(best, name):
+                trial = Steps(best.p, best)
+                if _exchange(trial, name, rung) and _more(trial.score, best.score):
+                    best, better = trial, True
+                spent += trial.looked
+    return best
+
+
+def _exchange(steps: Steps, name: str, rung: int) -> bool:
+    """Move one group, and let the others make up for it; whether that fits."""
+    if rung == steps.at[name] or not steps.allowed(name, rung):
+        return False
+    steps.move(name, rung)
+    if not down(steps, locked={name}):
+        return False
+    up(steps, locked={name})
+    up(steps)
+    return True
+
+
+def _rungs(steps: Steps, name: str) -> Iterator[int]:
+    """Near rungs, farther ones in growing strides, and the ends of the ladder."""
+    here, last = steps.at[name], len(steps.p.ladders[name]) - 1
+    stride = 1
+    while stride <= last:
+        yield from (r for r in (here + stride, here - stride) if 0 <= r <= last)
+        stride = stride + 1 if last <= 24 else stride * 2
+    yield from (last, 0)
+
+
+def _more(a: float, b: float) -> bool:
+    return a > b + 1e-12 * max(abs(a), abs(b))
