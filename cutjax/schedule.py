@@ -1,0 +1,283 @@
+"""Cutting in several rounds: how much each may keep, and the rounds themselves.
+
+A schedule is a sequence of shares of the parent, falling. `iterate` scores, cuts a
+little, recovers and repeats; each round traces the function that is already small. The
+keeps of the rounds compose to one keep of the parent, so that at the end the parent can
+be cut once.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cutjax.budget import Budget
+from cutjax.cost import RESOURCES, Cost, amounts, key_of
+from cutjax.dims import Keep
+from cutjax.errors import BudgetError, KeepError, suggest
+from cutjax.graph import Graph
+from cutjax.plan import plan
+from cutjax.shrink import cut, cut_params, mask, shrink
+from cutjax.trace import trace
+
+Score = Callable[[Callable[..., Any], Any, Graph], Mapping[str, Mapping[str, Any]]]
+"""`score(apply, params, graph) -> {task: {group: f32[n]}}`."""
+
+Recover = Callable[[Callable[..., Any], Any], Any]
+"""`recover(apply, params) -> params`: some training; the shapes stay."""
+
+
+def one_shot(end: float) -> tuple[float, ...]:
+    """All at once.
+
+    Args:
+        end: the share that stays.
+
+    Returns:
+        One share.
+
+    Example:
+        >>> one_shot(0.1)
+        (0.1,)
+    """
+    return _checked((end,))
+
+
+def polynomial(
+    end: float, rounds: int, *, start: float = 1.0, power: float | int = 3
+) -> tuple[float, ...]:
+    """Much at first, less and less towards the end.
+
+    Args:
+        end: the share that stays after the last round.
+        rounds: how many.
+        start: the share before the first.
+        power: 3 in the paper, 1 is linear.
+
+    Returns:
+        After round r of R: `end + (start - end) (1 - r / R) ** power`.
+
+    Example:
+        >>> polynomial(0.25, 2, start=0.75, power=1)
+        (0.5, 0.25)
+
+    Reference:
+        Zhu & Gupta, To Prune, or Not to Prune, 2017, equation 1.
+    """
+    _rounds(rounds)
+    shares = [end + (start - end) * (1 - r / rounds) ** power for r in range(1, rounds)]
+    return _checked((*shares, end), start)
+
+
+def exponential(end: float, rounds: int, *, start: float = 1.0) -> tuple[float, ...]:
+    """The same share of what is left goes in every round.
+
+    Args:
+        end: the share that stays after the last round.
+        rounds: how many.
+        start: the share before the first.
+
+    Returns:
+        After round r of R: `start (end / start) ** (r / R)`.
+
+    Example:
+        >>> exponential(0.25, 2)
+        (0.5, 0.25)
+
+    Reference:
+        Frankle & Carbin, The Lottery Ticket Hypothesis, ICLR 2019: iterative pruning.
+    """
+    _rounds(rounds)
+    shares = [start * (end / start) ** (r / rounds) for r in range(1, rounds)]
+    return _checked((*shares, end), start)
+
+
+def _rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise BudgetError(f"{rounds} rounds; there is one at least")
+
+
+def _checked(shares: tuple[float, ...], start: float = 1.0) -> tuple[float, ...]:
+    """Shares in (0, 1] that do not rise."""
+    path = (start, *shares)
+    if not all(0 < s <= 1 for s in path) or any(
+        b > a for a, b in itertools.pairwise(path)
+    ):
+        raise BudgetError(
+            f"the shares {path} must lie in (0, 1] and not rise: start, then falling"
+        )
+    return shares
+
+
+class Round(NamedTuple):
+    """What a round leaves: `keep` of the parent, the function, its parameters, costs.
+
+    `apply` and `params` are small, or, when masking, masked at full size. `graph` is
+    the one that the next round would score.
+    """
+
+    keep: dict[str, np.ndarray]
+    apply: Callable[..., Any]
+    params: Any
+    graph: Graph
+    cost: Cost
+
+
+def compose(graph: Graph, keep: Keep, inner: Keep) -> dict[str, np.ndarray]:
+    """A keep of what a keep left, in the coordinates of the whole.
+
+    Args:
+        graph: of the whole.
+        keep: of the whole; groups not named are whole.
+        inner: of the groups as `keep` left them.
+
+    Returns:
+        One keep of the whole: cutting by it is cutting by one, then by the other.
+
+    Raises:
+        KeepError: `inner` names another group, or has another length.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, cutjax as cj
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))}
+        >>> graph = cj.trace(lambda w, x: x @ w["a"] @ w["b"], w, jnp.ones((1, 2)))
+        >>> first = {"a:1": np.array([True, False, True])}
+        >>> compose(graph, first, {"a:1": np.array([False, True])})["a:1"].tolist()
+        [False, False, True]
+    """
+    out = {name: np.array(m, bool) for name, m in keep.items()}
+    for name, m in inner.items():
+        whole = out.get(name, np.ones(graph[name].size, bool))
+        left, m = np.flatnonzero(whole), np.asarray(m)
+        if m.shape != left.shape or m.dtype != bool:
+            raise KeepError(
+                f"{name!r} has {left.size} channels left, but the keep of what is left "
+                f"is {m.dtype}{list(m.shape)}"
+            )
+        out[name] = np.zeros(whole.size, bool)
+        out[name][left[m]] = True
+    return out
+
+
+def iterate(
+    apply: Callable[..., Any],
+    params: Any,
+    graph: Graph,
+    *,
+    inputs: Sequence[Any],
+    budgets: Sequence[Budget],
+    score: Score,
+    recover: Recover = lambda apply, params: params,
+    tasks: Sequence[str] | str | None = None,
+    masked: bool = False,
+    plan: Callable[..., Any] = plan,
+) -> Iterator[Round]:
+    """Score, cut a little, recover; once per budget.
+
+    Args:
+        apply: the parent's function.
+        params: its parameters.
+        graph: its graph.
+        inputs: what it was traced with; the batch size counts for FLOPs.
+        budgets: of the rounds, falling. Fractions are of the *parent* for these tasks;
+            `floor`, `multiple` and `max_ratio` hold of what each round finds.
+        score: called each round with the function as it is then.
+        recover: called after each cut; what it gives back is scored next.
+        tasks: the tasks to keep; all, if not given.
+        masked: stay at full size and mask (late cutting): the function that `recover`
+            trains masks its parameters, and the same rounds can be cut at the end.
+        plan: `plan(graph, scores, tasks=..., budget=...) -> (keep, info)`.
+
+    Yields:
+        A `Round` per budget. Its keep is a subset of the one before. In the end
+        `cj.cut(apply, params, graph, last.keep, tasks)` has the shapes of
+        `last.params`.
+
+    Raises:
+        BudgetError: a budget that cannot be met from where the rounds are.
+        KeepError: scores or recovered parameters that do not fit.
+
+    Reference:
+        Han et al., Learning both Weights and Connections, NeurIPS 2015; Renda et al.,
+        Comparing Rewinding and Fine-tuning, ICLR 2020.
+    """
+    chosen = graph.check_tasks(tasks)
+    # `tasks=None` must not take parameters away that no task needs.
+    only = None if tasks is None else chosen
+    keep: dict[str, np.ndarray] = {}
+    fn, now = cut(apply, params, graph, keep, only)
+    here, values = trace(fn, now, *inputs), params
+    for budget in budgets:
+        if masked:
+            scores = _left(score(apply, values, graph), here, keep)
+        else:
+            scores = score(fn, now, here)
+        limits = absolute(budget, graph, chosen)
+        inner, _ = plan(here, scores, tasks=chosen, budget=limits)
+        keep, now = compose(graph, keep, inner), cut_params(now, here, inner)
+        # From the parent: a function cut in every round would be rewritten as often.
+        fn = shrink(apply, graph, keep, only)
+        here = trace(fn, now, *inputs)
+        cost = graph.cost(keep, tasks=chosen)
+        if masked:
+            trained = recover(_masking(apply, graph, keep), mask(values, graph, keep))
+            values = mask(trained, graph, keep)
+            yield Round(keep, _masking(apply, graph, keep), values, graph, cost)
+        else:
+            now = recover(fn, now)
+            yield Round(keep, fn, now, here, cost)
+
+
+def absolute(budget: Budget, graph: Graph, tasks: tuple[str, ...]) -> Budget:
+    """The same limits as whole numbers, that a shrinking parent does not shrink them.
+
+    Args:
+        budget: fractions of the parent, or whole numbers.
+        graph: of the parent.
+        tasks: those that are kept.
+
+    Returns:
+        A budget in whole numbers, its other rules unchanged.
+    """
+    full = amounts(graph, {}, tasks)
+
+    def whole(resource: str, scope: str, value: Any) -> int:
+        if isinstance(value, float):
+            value = int(value * full[key_of(resource, scope)])
+        return max(value, 1)
+
+    out: dict[str, Any] = {}
+    for resource in RESOURCES:
+        value = getattr(budget, resource)
+        if isinstance(value, Mapping):
+            out[resource] = {s: whole(resource, s, v) for s, v in value.items()}
+        elif value is not None:
+            out[resource] = whole(resource, "all", value)
+    return replace(budget, **out)
+
+
+def _masking(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[..., Any]:
+    """The function of masked parameters: no gradient reaches what is masked."""
+    return lambda params, *inputs: apply(mask(params, graph, keep), *inputs)
+
+
+def _left(
+    scores: Mapping[str, Mapping[str, Any]], here: Graph, keep: Keep
+) -> dict[str, dict[str, np.ndarray]]:
+    """Scores at full size, of the channels that are left."""
+    out = {}
+    for task, groups in scores.items():
+        out[task] = {}
+        for group in here.free:
+            if group.name not in groups:
+                raise KeepError(
+                    f"scores[{task!r}] lack the group {group.name!r}; "
+                    f"{suggest(group.name, groups)}"
+                )
+            values = np.asarray(groups[group.name])
+            out[task][group.name] = (
+                values[keep[group.name]] if group.name in keep else values
+            )
+    return out
