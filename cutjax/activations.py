@@ -29,12 +29,17 @@ def activations_of(
     Returns:
         Each array once, in the order in which they are read first.
     """
+    top = walker.frames[0]
+    known_data: dict[int, dict[Any, bool]] = {}
+    _follow(top, [top.values[v].data for v in top.jaxpr.invars], known_data)
     found: dict[Any, tuple[Frame, Any, dict[str, None]]] = {}
     for term, tasks in zip(walker.terms, served, strict=True):
         for atom in term.frame.jaxpr.eqns[term.index].invars:
-            if isinstance(atom, Literal) or not term.frame.read(atom).data:
+            if isinstance(atom, Literal):
                 continue
             frame, var = origin(term.frame, atom)
+            if not known_data[id(frame)].get(var, False):
+                continue
             _, _, known = found.setdefault((id(frame), var), (frame, var, {}))
             known.update(dict.fromkeys(tasks))
     return tuple(
@@ -65,28 +70,69 @@ def _argument(frame: Frame, var: Any) -> tuple[Frame, Any] | None:
     if frame.outer is None or var not in _places(frame.jaxpr.invars):
         return None
     above, index = frame.outer
-    eqn, at = above.jaxpr.eqns[index], _places(frame.jaxpr.invars)[var]
-    atoms = list(eqn.invars)
-    if "branches" in eqn.params:
-        atoms = atoms[1:]
-    elif "length" in eqn.params:
-        atoms = atoms[: scan_counts(eqn.params)[0]]
-    elif len(above.subs[index]) != 1 or len(frame.jaxpr.invars) != len(atoms):
-        return None
+    atoms = _handed(frame, above.jaxpr.eqns[index], above.subs[index])
+    at = _places(frame.jaxpr.invars)[var]
     found = atoms[at] if at < len(atoms) else None
     return None if found is None or isinstance(found, Literal) else (above, found)
+
+
+def _handed(frame: Frame, eqn: Any, subs: Sequence[Frame]) -> Sequence[Any]:
+    """The operands that the first arguments of a nested frame are, unchanged."""
+    p, atoms = eqn.params, list(eqn.invars)
+    if "branches" in p:
+        return atoms[1:]
+    if "length" in p:
+        return atoms[: scan_counts(p)[0]]
+    if "body_nconsts" in p:
+        first = p["cond_nconsts"]
+        both = atoms[:first], atoms[first : first + p["body_nconsts"]]
+        return both[0] if frame is subs[0] else both[1]
+    same = len(subs) == 1 and len(frame.jaxpr.invars) == len(atoms)
+    return atoms if same else []
+
+
+def _follow(
+    frame: Frame, ins: Sequence[bool], known: dict[int, dict[Any, bool]]
+) -> list[bool]:
+    """What in a frame depends on the inputs; of loops, what they carry if any does.
+
+    The walk itself calls data whatever a loop reads, which is safe for couplings.
+    """
+    env = known[id(frame)] = dict(zip(frame.jaxpr.invars, ins, strict=True))
+
+    def read(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and env.get(atom, False)
+
+    for index, eqn in enumerate(frame.jaxpr.eqns):
+        subs, every = frame.subs.get(index, []), any(map(read, eqn.invars))
+        outs = [every] * len(eqn.outvars)
+        for sub in subs:
+            given = list(map(read, _handed(sub, eqn, subs)))
+            if "length" in eqn.params:
+                consts, carried = scan_counts(eqn.params)
+                given += [every] * carried
+                given += map(read, eqn.invars[consts + carried :])
+            rest = len(sub.jaxpr.invars) - len(given)
+            inner = _follow(sub, given + [every] * rest, known)
+            outs = inner if _is_call(eqn, subs) else outs
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return list(map(read, frame.jaxpr.outvars))
+
+
+def _is_call(eqn: Any, subs: Sequence[Frame]) -> bool:
+    once = len(subs) == 1 and not {"length", "branches"} & set(eqn.params)
+    return once and len(subs[0].jaxpr.outvars) == len(eqn.outvars)
 
 
 def _result(frame: Frame, var: Any) -> tuple[Frame, Any] | None:
     """Where a result of a nested call is computed; None if it is not one."""
     index = frame.makers.get(var)
-    subs = frame.subs.get(index, []) if index is not None else []
-    if len(subs) != 1:
+    if index is None or index not in frame.subs:
         return None
-    eqn, sub = frame.jaxpr.eqns[index], subs[0]  # type: ignore[index]
-    loop = "length" in eqn.params or "branches" in eqn.params
-    if loop or len(sub.jaxpr.outvars) != len(eqn.outvars):
+    eqn, subs = frame.jaxpr.eqns[index], frame.subs[index]
+    if not _is_call(eqn, subs):
         return None
+    sub = subs[0]
     found = sub.jaxpr.outvars[_places(eqn.outvars)[var]]
     return None if isinstance(found, Literal) else (sub, found)
 

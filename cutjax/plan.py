@@ -9,7 +9,7 @@ import numpy as np
 from cutjax import fuse as fusing
 from cutjax.allocate import Allocate, greedy
 from cutjax.budget import Budget
-from cutjax.cost import Cost
+from cutjax.cost import Cost, amounts
 from cutjax.errors import DataError, KeepError, suggest
 from cutjax.graph import Graph
 
@@ -28,13 +28,19 @@ class Claims(NamedTuple):
 
 
 class PlanInfo(NamedTuple):
-    """The explanation of a plan: cost before and after, widths and claims per group."""
+    """The explanation of a plan: cost before and after, widths and claims per group.
+
+    `dropped`: groups of which nothing is left, such as the inside of a block.
+    `amounts`: per resource and scope (`params[trunk]`), what is left and what there is.
+    """
 
     full: Cost
     cost: Cost
     widths: dict[str, tuple[int, int]]
     claims: dict[str, Claims]
     tasks: tuple[str, ...]
+    dropped: tuple[str, ...]
+    amounts: dict[str, tuple[int, int]]
 
     def __str__(self) -> str:
         head = (
@@ -43,16 +49,26 @@ class PlanInfo(NamedTuple):
             f"{self.cost.flops:,} of {self.full.flops:,} FLOPs "
             f"({self.cost.flops / max(self.full.flops, 1):.3f})"
         )
+        parts = [
+            f"{key} {left:,} of {whole:,} ({left / whole:.3f})"
+            for key, (left, whole) in self.amounts.items()
+            if whole and key in ("params[trunk]", "params[heads]", "activations")
+        ]
+        lines = [head, *([", ".join(parts)] if parts else [])]
+        if self.dropped:
+            lines.append(f"nothing is left of {', '.join(self.dropped)}")
         width = max(map(len, self.widths), default=5)
-        rows = [f"{'group':<{width}}   kept / full  claimed alone | shared | nobody"]
+        lines.append(
+            f"{'group':<{width}}   kept / full  claimed alone | shared | nobody"
+        )
         for name, (kept, full) in self.widths.items():
             c = self.claims[name]
             alone = " ".join(f"{t}:{n}" for t, n in c.alone.items())
-            rows.append(
+            lines.append(
                 f"{name:<{width}}  {kept:>5} / {full:<5} "
                 f"{alone} | {c.shared} | {c.nobody}"
             )
-        return "\n".join([head, *rows])
+        return "\n".join(lines)
 
 
 def plan(
@@ -114,8 +130,17 @@ def plan(
         widths={name: (width, graph[name].size) for name, width in widths.items()},
         claims={name: _claims(used, name, width) for name, width in widths.items()},
         tasks=chosen,
+        dropped=tuple(name for name, width in widths.items() if width == 0),
+        amounts=_amounts(graph, widths, chosen),
     )
     return keep, info
+
+
+def _amounts(
+    graph: Graph, widths: Mapping[str, int], tasks: tuple[str, ...]
+) -> dict[str, tuple[int, int]]:
+    left, full = amounts(graph, widths, tasks), amounts(graph, {}, tasks)
+    return {key: (left[key], full[key]) for key in full}
 
 
 def _matching(graph: Graph, pin: Iterable[str]) -> set[str]:
