@@ -27,8 +27,8 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "set_cards": Recipe((24, 64, 160), 2, 8, 64, 4e-3, 80),
-    "morpho": Recipe((16, 32, 64), 1, 12, 64, 6e-3, 110),
+    "set_cards": Recipe((24, 64, 160), 2, 8, 64, 4e-3, 115),
+    "morpho": Recipe((16, 32, 64), 1, 12, 64, 6e-3, 93),
     "digits": Recipe((64, 96, 192), 1, 2, 64, 4e-3, 37),
 }
 
@@ -49,7 +49,8 @@ class Parent(NamedTuple):
 
 def parent(data: Dataset, folder: Path, *, progress: bool = True) -> Parent:
     """The parent of a data set, trained unless `folder` holds it already."""
-    recipe = RECIPES[data.name.removesuffix("_scenes")]
+    name = data.name.removesuffix("_scenes")
+    recipe = RECIPES[name]
     blocks = (1,) * len(recipe.widths)
     model = MultiTaskResNet(data.tasks, recipe.widths, blocks, recipe.stem_stride)
     apply, trained = eval_apply(model), train_apply(model)
@@ -57,8 +58,14 @@ def parent(data: Dataset, folder: Path, *, progress: bool = True) -> Parent:
     params, info = train(recipe, model, data, folder, progress=progress)
     graph = graph_of(apply, params, data)
     return Parent(
-        data.name, data, model, apply, trained, params, graph, losses, info.seconds
+        name, data, model, apply, trained, params, graph, losses, info.seconds
     )
+
+
+def steps(name: str, examples: int) -> int:
+    """How many steps a parent was trained for."""
+    recipe = RECIPES[name]
+    return recipe.epochs * (examples // recipe.batch_size)
 
 
 def train(
@@ -71,8 +78,8 @@ def train(
 ) -> Any:
     """Train with AdamW and a one-cycle learning rate; validation picks the epoch."""
     apply = eval_apply(model)
-    steps = recipe.epochs * (len(data.train.x) // recipe.batch_size)
-    rate = optax.cosine_onecycle_schedule(steps, recipe.rate)
+    number = recipe.epochs * (len(data.train.x) // recipe.batch_size)
+    rate = optax.cosine_onecycle_schedule(number, recipe.rate)
     return fit(
         train_apply(model),
         init(model, data.train.x),

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from cutjax.data import Dataset, Split, digits_scenes, from_arrays, take
 from cutjax.data.base import SPLITS, check_dataset
 
+NAMES = ("set_cards", "morpho", "digits")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 FRACTIONS = {"train": 0.7, "calibration": 0.1, "validation": 0.08, "test": 0.12}
 CARDS = {
