@@ -7,7 +7,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cutjax import criteria, fuse, rules
+from cutjax import criteria, fuse, normalize, recipes, rules, sparse
 from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
 from cutjax.checkpoint import load, read, save
@@ -49,16 +49,19 @@ __all__ = [
     "load",
     "mask",
     "nnx",
+    "normalize",
     "plan",
     "random",
     "read",
     "recalibrate",
+    "recipes",
     "register_rule",
     "rules",
     "saliency",
     "save",
     "select",
     "shrink",
+    "sparse",
     "taylor",
     "teach",
     "trace",
