@@ -7,15 +7,28 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cutjax import criteria, fuse, normalize, recipes, rules, sparse
+from cutjax import (
+    allocate,
+    criteria,
+    fuse,
+    normalize,
+    recipes,
+    rules,
+    schedule,
+    sparse,
+    stochastic,
+)
+from cutjax.agreement import agreement
 from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
 from cutjax.checkpoint import load, read, save
 from cutjax.cost import Cost
 from cutjax.dims import Keep
 from cutjax.errors import CutjaxError
+from cutjax.feasible import feasible
 from cutjax.gate import gate
 from cutjax.graph import Graph, Group
+from cutjax.pareto import front, worst_case
 from cutjax.plan import plan
 from cutjax.recover import compensate, finetune, recalibrate, teach
 from cutjax.rules import register_rule
@@ -33,13 +46,17 @@ __all__ = [
     "Graph",
     "Group",
     "Keep",
+    "agreement",
+    "allocate",
     "compensate",
     "criteria",
     "cut",
     "cut_params",
     "equinox",
+    "feasible",
     "finetune",
     "fisher",
+    "front",
     "fuse",
     "gate",
     "greedy",
@@ -59,13 +76,16 @@ __all__ = [
     "rules",
     "saliency",
     "save",
+    "schedule",
     "select",
     "shrink",
     "sparse",
+    "stochastic",
     "taylor",
     "teach",
     "trace",
     "uniform",
+    "worst_case",
 ]
 
 

@@ -33,13 +33,13 @@ from cutjax.saliency.criterion import (
     Measure as Measure,
     Problem as Problem,
     Sums as Sums,
-    criterion as criterion,
 )
+from cutjax.saliency.family import criterion as criterion
 from cutjax.saliency.gather import finish as finish, gather as gather
 from cutjax.saliency.seen import Seen as Seen
 
 ALL = {
-    f.__name__: f
+    f.name: f
     for f in (
         *(taylor, taylor_squared, taylor_signed, fisher, gram, hessian, joint),
         *(cut, snip, grasp, cosprune),

@@ -151,6 +151,27 @@ def test_a_source_without_a_mode_of_training_is_cut_without_distillation(source)
     assert main(words.split()) == 2, "it would train its statistics as weights"
     assert main([*words.split(), "--finetune-epochs", "0"]) == 0
     assert "distilled" not in json.loads(open("a/cut.json").read())["test"]
+    words = words.replace("--out a", "--out b").replace("random", "taylor_squared")
+    words = words.replace("union", "worst_case") + " --normalize isomorphic"
+    words += " --allocate nested --finetune-epochs 0"
+    assert main(words.split()) == 0
+    assert json.loads(open("b/cut.json").read())["made"]["allocate"] == "nested"
+
+
+def test_the_options_of_cut_name_all_that_there_is():
+    from typing import get_args
+
+    from cutjax import allocate, criteria, fuse, normalize
+    from cutjax.cli import cut
+
+    assert set(get_args(cut.Criterion)) == set(criteria.ALL)
+    for options, module in (
+        (cut.Normalize, normalize),
+        (cut.Fuse, fuse),
+        (cut.Allocate, allocate),
+    ):
+        for name in set(get_args(options)) - {"worst_case"}:
+            assert callable(getattr(module, name)), name
 
 
 def test_train_cut_and_bench_the_reference(tiny_reference, tmp_path, capsys):

@@ -32,9 +32,9 @@ LAYERS = [
         ),
         *("resize", "trace", "shrink", "gate"),
     },
-    {"readers", "saliency", "fuse", "budget", "allocate", "plan", "graph_json"}
-    | {"isomorphic", "feasible"},
-    {"sparse", "stochastic", "schedule"},
+    {"readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan", "graph_json"}
+    | {"isomorphic", "feasible", "normalize", "pareto", "agreement"},
+    {"sparse", "stochastic", "schedule", "recipes"},
     {"data", "models", "fit", "losses", "metrics", "_resume"},
     {"recover", "merge", "bank"},
     {

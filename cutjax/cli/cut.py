@@ -16,6 +16,51 @@ from cutjax.cli.common import (
 )
 
 Share = Annotated[float | None, tyro.conf.arg(metavar="SHARE|NUMBER")]
+# Spelled out, so that `--help` need not import jax; a test compares them.
+Criterion = Literal[
+    "joint",
+    "gram",
+    "taylor",
+    "taylor_squared",
+    "taylor_signed",
+    "fisher",
+    "hessian",
+    "cut",
+    "snip",
+    "grasp",
+    "cosprune",
+    "l1",
+    "l2",
+    "linf",
+    "bn_scale",
+    "lamp",
+    "fpgm",
+    "mean_activation",
+    "zero_rate",
+    "wanda",
+    "mutual_information",
+    "random",
+]
+Normalize = Literal[
+    "none",
+    "mean",
+    "largest",
+    "total",
+    "length",
+    "standard",
+    "isomorphic",
+]
+Fuse = Literal[
+    "mean",
+    "union",
+    "majority",
+    "intersection",
+    "maximum",
+    "minimum",
+    "geometric",
+    "worst_case",
+]
+Allocate = Literal["greedy", "nested", "threshold", "uniform", "isomorphic"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +94,14 @@ class Cut:
     """FLOPs that may be left, likewise; given limits hold together."""
     multiple: int = 8
     """Kept widths are multiples of this, or whole."""
-    criterion: Literal["joint", "taylor", "fisher", "l1", "random"] = "joint"
-    """How channels are scored."""
-    fuse: Literal["mean", "union", "majority", "intersection"] = "mean"
-    """How the tasks' scores become one."""
+    criterion: Criterion = "joint"
+    """How channels are scored: a name of `cutjax.criteria`."""
+    normalize: Normalize = "none"
+    """How groups are made comparable: a name of `cutjax.normalize`."""
+    fuse: Fuse = "mean"
+    """How the tasks' scores become one: a name of `cutjax.fuse`, or the worst case."""
+    allocate: Allocate = "greedy"
+    """How the budget is divided between groups."""
     calibration: int = 512
     """Examples to score on and to compensate with."""
     damping: float = 1e-3

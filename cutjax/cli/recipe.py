@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from cutjax import fuse
+from cutjax import allocate, criteria, fuse, normalize
 from cutjax.budget import Budget
 from cutjax.data import Split, batches, take
 from cutjax.errors import BudgetError, DataError
 from cutjax.graph import Graph
 from cutjax.metrics import accuracy, named
+from cutjax.pareto import worst_case
 from cutjax.plan import PlanInfo, plan
 from cutjax.recover import compensate, finetune, teach
-from cutjax.saliency import fisher, joint, l1, random, saliency, taylor
+from cutjax.saliency import saliency
 from cutjax.shrink import cut, shrink
 from cutjax.source import Job, SourceError, graph_of
 
-CRITERIA = {"joint": joint, "taylor": taylor, "fisher": fisher, "l1": l1}
 BATCH = 128
 
 
@@ -29,8 +29,8 @@ class Settings(NamedTuple):
 
     tasks: tuple[str, ...] | None
     budget: Budget
-    criterion: Callable[..., Any]
-    fuse: Callable[..., Any]
+    criterion: Any
+    plan: Callable[..., Any]
     calibration: int
     damping: float
     finetune_epochs: int
@@ -75,8 +75,8 @@ def checked(args: Any) -> Settings:
     return Settings(
         tasks=args.tasks or None,
         budget=Budget(params, flops, multiple=args.multiple),
-        criterion=CRITERIA.get(args.criterion) or partial(random, seed=args.seed),
-        fuse=getattr(fuse, args.fuse),
+        criterion=_criterion(args.criterion, args.seed),
+        plan=_planner(args),
         calibration=args.calibration,
         damping=args.damping,
         finetune_epochs=args.finetune_epochs,
@@ -84,6 +84,25 @@ def checked(args: Any) -> Settings:
         seed=args.seed,
         progress=args.progress,
     )
+
+
+def _criterion(name: str, seed: int) -> Any:
+    """A criterion by name; what draws, by the seed."""
+    drawn: dict[str, dict[str, Any]] = {
+        "random": {"seed": seed},
+        "hessian": {"samples": 8, "seed": seed},
+    }
+    return criteria.ALL[name](**drawn.get(name, {}))
+
+
+def _planner(args: Any) -> Callable[..., Any]:
+    by = {
+        "normalize": getattr(normalize, args.normalize),
+        "allocate": getattr(allocate, args.allocate),
+    }
+    if args.fuse == "worst_case":
+        return partial(worst_case, **by)
+    return partial(plan, fuse=getattr(fuse, args.fuse), **by)
 
 
 def _amount(name: str, value: float | None) -> float | int | None:
@@ -114,7 +133,7 @@ def compact(job: Job, s: Settings) -> Result:
     full = (job.apply, job.params, graph)
     scores = saliency(*full, losses, data, criterion=s.criterion, progress=s.progress)
     clock.note("score")
-    keep, info = plan(graph, scores, tasks=tasks, budget=s.budget, fuse=s.fuse)
+    keep, info = s.plan(graph, scores, tasks=tasks, budget=s.budget)
     apply, params = cut(*full, keep, tasks)
     test = partial(accuracy, split=job.dataset.test, tasks=tasks)
     stages = {"full": test(job.apply, job.params), "cut": test(apply, params)}

@@ -11,12 +11,8 @@ from cutjax.saliency.activation import (
 )
 from cutjax.saliency.chance import random as random
 from cutjax.saliency.cosine import cosprune as cosprune
-from cutjax.saliency.criterion import (
-    Criterion as Criterion,
-    Family as Family,
-    Scores as Scores,
-    criterion as criterion,
-)
+from cutjax.saliency.criterion import Criterion as Criterion, Scores as Scores
+from cutjax.saliency.family import Family as Family, criterion as criterion
 from cutjax.saliency.fisher import fisher as fisher
 from cutjax.saliency.gather import finish as finish, gather as gather, score
 from cutjax.saliency.gram import gram as gram

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from cutjax.saliency.criterion import Criterion, Problem, Scores, criterion
+from cutjax.saliency.criterion import Criterion, Problem, Scores
+from cutjax.saliency.family import criterion
 
 
 @criterion

@@ -3,7 +3,13 @@
 import numpy as np
 
 from cutjax.errors import DataError
-from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums, criterion
+from cutjax.saliency.criterion import (
+    Criterion,
+    Problem,
+    Scores,
+    Sums,
+)
+from cutjax.saliency.family import criterion
 from cutjax.saliency.members import per_channel
 from cutjax.saliency.slopes import GRADIENTS
 

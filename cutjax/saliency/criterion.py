@@ -6,15 +6,14 @@ Criteria asked for together share one pass over the data, and equal measurements
 made once. Criteria that need no data have no measurement.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from cutjax.graph import Graph
-from cutjax.saliency.stream import Batch, Loss
 
 Scores = dict[str, Float[np.ndarray, "_"]]
 
@@ -60,8 +59,6 @@ class Sums(NamedTuple):
 
     def mean(self) -> Any:
         """The measurement per example, on the host in double precision."""
-        import jax
-
         return jax.tree.map(
             lambda v: np.asarray(v, np.float64) / self.examples, self.total
         )
@@ -78,45 +75,3 @@ class Criterion(NamedTuple):
     scores: Callable[[Problem, Any], dict[str, Scores]]
     measure: Measure | None = None
     batch: int | None = None
-
-
-class Family:
-    """A criterion by name, with options.
-
-    Called with options alone it is a `Criterion` for `saliency`: `joint(damping=1e-2)`.
-    Called with a function and its data it scores at once: `joint(apply, params, graph,
-    losses, batches, damping=1e-2)` returns `{task: {group: f32[n]}}`.
-    """
-
-    def __init__(self, make: Callable[..., Criterion]) -> None:
-        functools.update_wrapper(self, make)
-        self.make = make
-
-    def __call__(
-        self,
-        apply: Callable[..., Any] | None = None,
-        params: Any = None,
-        graph: Graph | None = None,
-        losses: Mapping[str, Loss] | Iterable[str] | None = None,
-        batches: Iterable[Batch] | None = None,
-        *,
-        progress: bool = True,
-        **options: Any,
-    ) -> Any:
-        """A `Criterion` of these options, or scores at once; see the class."""
-        criterion = self.make(**options)
-        if graph is None:
-            return criterion
-        from cutjax.saliency.gather import score
-
-        found = score(
-            *(apply, params, graph, losses, batches),
-            criteria={criterion.name: criterion},
-            progress=progress,
-        )
-        return found[criterion.name]
-
-
-def criterion(make: Callable[..., Criterion]) -> Family:
-    """Make a family of a function from options to a `Criterion`."""
-    return Family(make)

@@ -1,6 +1,12 @@
 """Second-order change of the loss, by the empirical Fisher information of a gate."""
 
-from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums, criterion
+from cutjax.saliency.criterion import (
+    Criterion,
+    Problem,
+    Scores,
+    Sums,
+)
+from cutjax.saliency.family import criterion
 from cutjax.saliency.taylor import SQUARE, by_task
 
 

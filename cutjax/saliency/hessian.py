@@ -11,8 +11,8 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
-    criterion,
 )
+from cutjax.saliency.family import criterion
 from cutjax.saliency.seen import Seen
 from cutjax.saliency.taylor import by_task
 

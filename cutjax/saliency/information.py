@@ -12,8 +12,8 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
-    criterion,
 )
+from cutjax.saliency.family import criterion
 from cutjax.saliency.seen import ACTIVATIONS, Seen
 
 

@@ -13,7 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from cutjax.graph import Graph
-from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums, criterion
+from cutjax.saliency.criterion import (
+    Criterion,
+    Problem,
+    Scores,
+    Sums,
+)
+from cutjax.saliency.family import criterion
 from cutjax.saliency.moments import MOMENTS, Moments, moments
 
 

@@ -5,7 +5,8 @@ from jaxtyping import Float
 
 from cutjax.dims import incidence
 from cutjax.graph import Graph, Group
-from cutjax.saliency.criterion import Criterion, Problem, Scores, criterion
+from cutjax.saliency.criterion import Criterion, Problem, Scores
+from cutjax.saliency.family import criterion
 from cutjax.saliency.members import kernels
 from cutjax.saliency.norms import weights_of
 

@@ -54,7 +54,8 @@ def moments(sums: Sums) -> Moments:
     Raises:
         DataError: something seen was NaN: eigenvalues of it would fail without a word.
     """
-    found = Moments(*sums.mean(), sums.once)
+    inputs, outputs, gates = sums.mean()
+    found = Moments(inputs, outputs, gates, sums.once)
     by_group = {f"{group} (reader {r})": v for (r, group), v in found.inputs.items()}
     by_reader = {f"reader {r}": v for r, v in found.outputs.items()}
     for name, value in {**by_group, **by_reader, **found.gates}.items():

@@ -9,7 +9,8 @@ from cutjax.dims import incidence
 from cutjax.errors import KeepError
 from cutjax.graph import Graph, Group
 from cutjax.mirror import named_leaves
-from cutjax.saliency.criterion import Criterion, Problem, Scores, criterion
+from cutjax.saliency.criterion import Criterion, Problem, Scores
+from cutjax.saliency.family import criterion
 from cutjax.saliency.members import Reduce, kernels, mean, per_channel, total
 from cutjax.shrink import check_params
 

@@ -14,8 +14,8 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
-    criterion,
 )
+from cutjax.saliency.family import criterion
 from cutjax.saliency.members import Reduce, per_channel, total
 from cutjax.saliency.seen import WEIGHTS, Seen, floats
 
@@ -39,7 +39,9 @@ def _batch_products(seen: Seen, problem: Problem):
 BATCH_PRODUCTS = Measure("weights: |w g|", frozenset({WEIGHTS}), _batch_products)
 
 
-def weight_scores(problem: Problem, values: Weights, reduce: Reduce):
+def weight_scores(
+    problem: Problem, values: Weights, reduce: Reduce
+) -> dict[str, Scores]:
     """From `[tasks, ...]` per parameter to scores per task and channel."""
     return {
         task: per_channel({p: v[i] for p, v in values.items()}, problem.graph, reduce)

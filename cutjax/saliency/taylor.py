@@ -14,8 +14,8 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
-    criterion,
 )
+from cutjax.saliency.family import criterion
 from cutjax.saliency.seen import GATES, Seen
 
 
