@@ -86,12 +86,12 @@ def _quick(data: str) -> Plan:
 
 def _before(data: str, *, full: bool) -> Plan:
     """Criteria by budgets and subsets."""
-    tasks, (one, pair) = TASKS[data], SUBSETS[data]
+    tasks, (_, pair) = TASKS[data], SUBSETS[data]
     subsets = [*((t,) for t in tasks), pair, tasks]
     for name in methods.CRITERIA:
-        # Fewer tasks must pay for what is used; other criteria get one task and all.
+        # Fewer tasks must pay for what is used; other criteria get all tasks.
         every = full or name in ("joint", "taylor", "random")
-        for subset in subsets if every else (one, tasks):
+        for subset in subsets if every else (tasks,):
             for budget in methods.BUDGETS:
                 yield "cut", Method(name), subset, budget
 
@@ -109,10 +109,14 @@ def _parts(data: str, *, full: bool) -> Plan:
             Method(name, normalize="per_cost", allocate="threshold"),
         )
     ]
-    baselines = [m for m in BASELINES.values() if m not in variants]
-    for method in (*variants, *baselines):
-        for subset in (pair, tasks) if full else (tasks,):
-            for budget in methods.BUDGETS[1:6] if full else methods.BUDGETS[2:6]:
+    budgets = methods.BUDGETS if full else methods.BUDGETS[2:5]
+    for subset in (pair, tasks) if full else (tasks,):
+        for method in variants:
+            for budget in budgets:
+                yield "cut", method, subset, budget
+    for subset in (pair, tasks):
+        for method in BASELINES.values():
+            for budget in methods.BUDGETS if full else methods.AT_STAKE[data]:
                 yield "cut", method, subset, budget
 
 

@@ -23,7 +23,7 @@ def draw(figures: list[Figure], docs: Path) -> dict[str, list[str]]:
     for data in dict.fromkeys(f.data for f in figures):
         here = [f for f in figures if f.data == data]
         whole = max((f.tasks for f in here), key=len)
-        fig = figure(11, 4.6)
+        fig = figure(11.0, 4.6)
         left, right = fig.subplots(1, 2, width_ratios=(1.15, 1))
         by_budget(left, [f for f in here if f.tasks == whole])
         recovered(right, [f for f in here if f.tasks == whole], data)

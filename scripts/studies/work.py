@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import cutjax as cj
@@ -17,7 +15,8 @@ from cutjax.errors import BudgetError
 from cutjax.metrics import accuracy
 from cutjax.models import init
 from cutjax.pareto import worst_case
-from cutjax.shrink import cut, cut_params, mask, shrink
+from cutjax.recipes import reinitialise
+from cutjax.shrink import cut, mask, shrink
 from studies import parents, real
 from studies.grid import Cell
 from studies.methods import CRITERIA, OPTIONS, Method
@@ -60,14 +59,14 @@ def scored(name: str, root: Path, seed: int) -> dict[str, float]:
     """Scores of all criteria by one sample of calibration data, kept in a file.
 
     Returns:
-        Seconds that the pass took; 0 if it had been made before.
+        Seconds that the pass took, and those of the CPU; 0 if it was made before.
     """
     path = _scores_file(name, root, seed)
     held = _read_scores(path) if path.exists() else {}
     missing = {n: criteria.ALL[n] for n in CRITERIA if n not in held}
     if not missing:
-        return {"seconds": 0.0}
-    began = time.perf_counter()
+        return {"seconds": 0.0, "cpu": 0.0}
+    began, spent = time.perf_counter(), time.process_time()
     p = parent(name, root)
     options = {**OPTIONS, "random": {"seed": seed}}
     chosen = {n: make(**options.get(n, {})) for n, make in missing.items()}
@@ -75,7 +74,8 @@ def scored(name: str, root: Path, seed: int) -> dict[str, float]:
     found = cj.saliency(*args, criterion=chosen, progress=False)
     _write_scores(path, {**held, **found})
     scores.cache_clear()
-    return {"seconds": time.perf_counter() - began}
+    clocks = (time.perf_counter() - began, time.process_time() - spent)
+    return dict(zip(("seconds", "cpu"), clocks, strict=True))
 
 
 @functools.lru_cache(maxsize=6)
@@ -132,7 +132,7 @@ def unit(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
     """Rows of cells that differ by their seed; equal choices are evaluated once."""
     rows, seen = [], {}
     for cell in cells:
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         row = {"key": cell.key, **cell._asdict(), "method": cell.method._asdict()}
         p = parent(cell.data, root)
         try:
@@ -146,8 +146,11 @@ def unit(cells: list[Cell], root: Path) -> list[dict[str, Any]]:
         seen[chosen] = found
         cost = {"params": info.cost.params, "flops": info.cost.flops}
         full = {"full_params": info.full.params, "full_flops": info.full.flops}
-        seconds = time.perf_counter() - began
-        rows.append({**row, **found, **cost, **full, "seconds": round(seconds, 3)})
+        clocks = {
+            "seconds": round(time.perf_counter() - began, 3),
+            "cpu": round(time.process_time() - spent, 3),
+        }
+        rows.append({**row, **found, **cost, **full, **clocks})
     return rows
 
 
@@ -184,28 +187,12 @@ def _made(p: Parent, keep: Any, cell: Cell) -> tuple[Any, Any]:
     full = (p.apply, p.params, p.graph)
     apply, small = cut(*full, keep, cell.tasks)
     if cell.method.fresh:
-        drawn = init(p.model, p.data.train.x[:1], seed=1000 + cell.seed)
-        _, drawn = cut(p.apply, drawn, p.graph, keep, cell.tasks)
-        return apply, rescaled(drawn, p, keep)
+        draw = partial(init, p.model, p.data.train.x[:1], seed=1000 + cell.seed)
+        return reinitialise(draw, p.apply, p.graph, keep, tasks=cell.tasks)
     if cell.method.compensate:
         data = calibration(p, cell.seed)
         small, _ = cj.compensate(*full, keep, data, tasks=cell.tasks, progress=False)
     return apply, small
-
-
-def rescaled(drawn: Any, p: Parent, keep: Any) -> Any:
-    """New kernels as if drawn for their own fan-in, not for that of the full width."""
-    small = cut_params(p.params, p.graph, keep)
-
-    def scale(full: Any, narrow: Any, new: Any) -> Any:
-        if new is None or np.ndim(full) < 2:
-            return new
-        fan = np.prod(full.shape[:-1]) / np.prod(narrow.shape[:-1])
-        return new * jnp.float32(np.sqrt(fan))
-
-    return jax.tree.map(
-        scale, p.params, small, drawn, is_leaf=lambda leaf: leaf is None
-    )
 
 
 def _tested(p: Parent, apply: Any, params: Any, cell: Cell) -> dict[str, Any]:
