@@ -302,3 +302,27 @@ def test_errors_of_channel_masks():
     _, graph = case("branches")
     with pytest.raises(KeepError, match="growable"):
         _ = sparse.reading_masks(graph, {"first/kernel:1": np.ones(6, bool)})
+
+
+def test_masked_training_goes_on_after_the_cut():
+    """Parameters, masks, momenta are cut along; the next step is that of the whole."""
+    net, graph, loss = net_and_loss("mlp_tasks")
+    keep = drawn(graph, [g.name for g in graph.free], 1)
+    masks = sparse.channel_masks(graph, keep)
+    tx = sparse.masked(optax.adamw(1e-2), masks)
+    (params, state, grads), (after, _, _) = run(
+        tx, cj.mask(net.params, graph, keep), loss, 2
+    )[1:]
+    small_state = cj.cut_params(state, graph, keep)
+    _, small = cj.cut(net.apply, params, graph, keep)
+    updates, _ = tx.update(cj.cut_params(grads, graph, keep), small_state, small)
+    got = optax.apply_updates(small, updates)
+    assert all(bool(m.all()) for m in jax.tree.leaves(sparse.masks_of(small_state)))
+    close(got, cj.cut_params(after, graph, keep), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_the_reading_side_is_enough_everywhere(name):
+    if sparse.growable(case(name)[1]):
+        check_reading(name, sparse.growable)

@@ -26,21 +26,24 @@ def best(values: Num[Array, "n"], k: int | Int[Array, ""]) -> Bool[Array, "n"]:
         [False, True, True, False]
     """
     n = values.shape[0]
-    if isinstance(k, int) and (k <= 0 or k >= n):
-        return jnp.full(n, k > 0)
-    if jnp.issubdtype(values.dtype, jnp.floating) and values.dtype.itemsize < 4:
-        values = values.astype(jnp.float32)  # numpy cannot partition bfloat16
-    least = _kth(values, k)
-    above, level = values > least, values == least
-    left = k - above.sum()
-    return above | (level & (jnp.cumsum(level) <= left))
+    least = jnp.sort(values)[jnp.clip(n - k, 0, n - 1)] if n else values
+    return _above(values, least, k)
 
 
-def _kth(values: Array, k: Any) -> Any:
+def best_on_host(values: Num[np.ndarray, "n"], k: int) -> Bool[np.ndarray, "n"]:
+    """`best` of known values: a partition, where XLA has only a sort."""
     n = values.shape[0]
-    if isinstance(k, int) and not isinstance(values, Tracer):
-        return np.partition(np.asarray(values), n - k)[n - k]
-    return jnp.sort(values)[jnp.clip(n - k, 0, n - 1)]
+    if k <= 0 or k >= n:
+        return np.full(n, k > 0)
+    if values.dtype.itemsize < 4:
+        values = values.astype(np.float32)  # numpy cannot partition bfloat16
+    return _above(values, np.partition(values, n - k)[n - k], k)
+
+
+def _above(values: Any, least: Any, k: Any) -> Any:
+    """What is above the k-th value, and the first of those that equal it."""
+    above, level = values > least, values == least
+    return above | (level & (level.cumsum() <= k - above.sum()))
 
 
 def topk(scores: Any, density: float, *, counts: Counts | None = None) -> Masks:
@@ -66,18 +69,21 @@ def topk(scores: Any, density: float, *, counts: Counts | None = None) -> Masks:
     """
     named = checked(scores, density)
     shapes = {name: tuple(jnp.shape(v)) for name, v in named.items()}
-    flat = {name: jnp.ravel(v) for name, v in named.items()}
+    xp = np if all(isinstance(v, np.ndarray) for v in named.values()) else jnp
+    pick: Any = best_on_host if xp is np else best
+    flat = {name: xp.ravel(v) for name, v in named.items()}
     if counts is not None:
         kept = counts(shapes, density)
-        chosen = {name: best(v, int(kept[name])) for name, v in flat.items()}
+        chosen = {name: pick(v, int(kept[name])) for name, v in flat.items()}
     elif flat:
-        whole = jnp.concatenate(list(flat.values()))
-        mask = best(whole, exact(density, whole.size))
+        whole = xp.concatenate(list(flat.values()))
+        mask = pick(whole, exact(density, whole.size))
         ends = np.cumsum([v.size for v in flat.values()])[:-1]
-        chosen = dict(zip(flat, jnp.split(mask, ends), strict=True))
+        chosen = dict(zip(flat, xp.split(mask, ends), strict=True))
     else:
         chosen = {}
-    return filled(scores, {n: m.reshape(shapes[n]) for n, m in chosen.items()})
+    masks = {n: jnp.asarray(m.reshape(shapes[n])) for n, m in chosen.items()}
+    return filled(scores, masks)
 
 
 def n_m(scores: Any, n: int, m: int, axis: int = -2) -> Masks:
@@ -113,8 +119,11 @@ def n_m(scores: Any, n: int, m: int, axis: int = -2) -> Masks:
             )
         moved = jnp.moveaxis(values, axis, -1)
         blocks = moved.reshape(*moved.shape[:-1], size // m, m)
-        order = jnp.argsort(jnp.argsort(-blocks, stable=True, axis=-1), axis=-1)
-        out[name] = jnp.moveaxis((order < n).reshape(moved.shape), -1, axis)
+        rank = jnp.zeros(blocks.shape, jnp.int32)
+        for j in range(m):  # how many come before; for few it is quicker than to sort
+            other = blocks[..., j : j + 1]
+            rank += (other > blocks) | ((other == blocks) & (j < jnp.arange(m)))
+        out[name] = jnp.moveaxis((rank < n).reshape(moved.shape), -1, axis)
     return filled(scores, out)
 
 
@@ -158,8 +167,8 @@ def block(scores: Any, shape: tuple[int, ...], density: float) -> Masks:
     return filled(scores, out)
 
 
-def checked(scores: Any, density: float) -> dict[str, Array]:
-    """Scores by path as arrays, none of them NaN.
+def checked(scores: Any, density: float) -> dict[str, Any]:
+    """Scores by path, none of them NaN; on the host, if they are known.
 
     Raises:
         BudgetError: a density outside of 0 .. 1.
@@ -167,8 +176,10 @@ def checked(scores: Any, density: float) -> dict[str, Array]:
     """
     if not 0 <= density <= 1:
         raise BudgetError(f"density={density!r}; the share that stays, between 0 and 1")
-    named = {name: jnp.asarray(v) for name, v in named_leaves(scores).items()}
+    named = named_leaves(scores)
     for name, values in named.items():
-        if not isinstance(values, Tracer) and bool(jnp.isnan(values).any()):
-            raise DataError(f"the scores of {name!r} hold NaN")
+        if not isinstance(values, Tracer):
+            named[name] = np.asarray(values)
+            if np.isnan(named[name]).any():
+                raise DataError(f"the scores of {name!r} hold NaN")
     return named

@@ -20,7 +20,7 @@ Key = PRNGKeyArray | None
 
 
 def gradual(
-    end: float, *, start: int = 0, stop: int, begin: float = 1.0, power: float = 3.0
+    end: float, *, start: int = 0, stop: int, begin: float = 1.0, power: float | int = 3
 ) -> UpdateMasks:
     """Gradual magnitude pruning: ever more of the smallest weights go, all leaves as
     one.

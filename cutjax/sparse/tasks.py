@@ -132,10 +132,13 @@ def fuse_masks(masks: Mapping[str, Masks], k: int = 1) -> Masks:
         )
 
     def fuse(*votes: Any) -> Any:
-        given = [jnp.asarray(v) for v in votes if v is not None]
+        given = [v for v in votes if v is not None]
         if not given:
             return None
-        return jnp.sum(jnp.stack(given).astype(jnp.int32), 0) >= min(k, len(given))
+        total = jnp.zeros(jnp.shape(given[0]), jnp.int32)
+        for vote in given:
+            total = total + vote
+        return total >= min(k, len(given))
 
     first, *rest = masks.values()
     return jax.tree.map(fuse, first, *rest, is_leaf=none)
