@@ -1,6 +1,6 @@
 """Marginal score per unit of cost, refined by exchanges."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,8 +10,11 @@ from cutjax.budget import Budget
 from cutjax.errors import BudgetError
 from cutjax.graph import Graph
 
-EFFORT = 20_000
+EFFORT = 30_000
 """Prices that the refinement may look at: a quarter of a second."""
+
+SHORT = 25
+"""Of a ladder with fewer rungs, all are tried."""
 
 
 def greedy(
@@ -71,10 +74,12 @@ def exchanged(steps: Steps, effort: int = EFFORT) -> Steps:
         Steps that keep no less score and meet all limits.
     """
     best, spent, better = steps, 0, True
-    while better and spent < effort:
+    while better:
         better = False
-        for name in best.at:
-            for rung in _rungs(best, name):
+        for stride, name in _moves(steps):
+            for rung in (best.at[name] + stride, best.at[name] - stride):
+                if spent >= effort:
+                    return best
                 trial = Steps(best.p, best)
                 if _exchange(trial, name, rung) and _more(trial.score, best.score):
                     best, better = trial, True
@@ -82,26 +87,26 @@ def exchanged(steps: Steps, effort: int = EFFORT) -> Steps:
     return best
 
 
+def _moves(steps: Steps) -> list[tuple[int, str]]:
+    """How far to move which group: near moves of all groups first."""
+    strides = {
+        name: range(1, n) if n <= SHORT else [4**i for i in range(8) if 4**i < n]
+        for name, n in ((name, len(rungs)) for name, rungs in steps.p.ladders.items())
+    }
+    found = [(stride, name) for name, some in strides.items() for stride in some]
+    return sorted(found, key=lambda move: move[0])
+
+
 def _exchange(steps: Steps, name: str, rung: int) -> bool:
     """Move one group, and let the others make up for it; whether that fits."""
-    if rung == steps.at[name] or not steps.allowed(name, rung):
+    if not steps.allowed(name, rung):
         return False
     steps.move(name, rung)
     if not down(steps, locked={name}):
         return False
     up(steps, locked={name})
-    up(steps)
+    up(steps, locked=steps.at.keys() - {name})
     return True
-
-
-def _rungs(steps: Steps, name: str) -> Iterator[int]:
-    """Near rungs, farther ones in growing strides, and the ends of the ladder."""
-    here, last = steps.at[name], len(steps.p.ladders[name]) - 1
-    stride = 1
-    while stride <= last:
-        yield from (r for r in (here + stride, here - stride) if 0 <= r <= last)
-        stride = stride + 1 if last <= 24 else stride * 2
-    yield from (last, 0)
 
 
 def _more(a: float, b: float) -> bool:
