@@ -177,11 +177,14 @@ def test_a_win_is_a_win_only_beyond_the_spread():
 def test_the_worst_task_is_compared_apart_from_the_mean():
     budget = methods.AT_STAKE["morpho"][0]
     made = [
-        figure(DEFAULT, budget, 0, (0.0, 6.0), stage="distilled"),
-        figure(Method("l1"), budget, 0, (4.0, 4.0), stage="distilled"),
+        figure(method, budget, seed, lost, stage="distilled")
+        for method, lost in ((DEFAULT, (0.0, 6.0)), (Method("l1"), (4.0, 4.0)))
+        for seed in (0, 1)
     ]
     said = {d.measure: d.said for d in verdict.duels(made)}
     assert said == {"mean": "wins", "worst task": "loses"}
+    once = verdict.duels([f for f in made if f.seed == 0])
+    assert {d.said for d in once} == {"undecided"}  # one seed has no spread
 
 
 # The page. --------------------------------------------------------------------------
@@ -241,6 +244,96 @@ def test_methods_of_a_table_share_its_subsets():
     assert "| joint | **1.0** |" in text and "| l1 | 2.0 |" in text
     only = tables.varied(made, "fuse")
     assert only == []  # one fusion is nothing to compare
+
+
+# Work. ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A parent of a few channels, its scores in a file, and the worker's functions."""
+    from studies import parents, work
+
+    from cutjax.data import digits_scenes
+
+    sizes = {"train": 256, "calibration": 64, "validation": 64, "test": 128}
+    root = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = parents.Recipe((8, 12), 2, 1, 64, 4e-3, 2)
+        patch.setitem(parents.RECIPES, "digits", recipe)
+        patch.setattr(real, "load", lambda name, cache: digits_scenes(sizes=sizes))
+        patch.setattr(work, "CRITERIA", ("joint", "taylor", "l1", "random"))
+        patch.setattr(work, "CALIBRATION", 64)
+        assert work.scored("digits", root, 0)["seconds"] > 0
+        assert work.scored("digits", root, 0)["seconds"] == 0  # found in the file
+        assert work.scored("digits", root, 1)["seconds"] > 0
+        yield work, root
+        work.parent.cache_clear()
+        work.taught.cache_clear()
+        work.scores.cache_clear()
+
+
+def cell(method, stage="cut", *, tasks=("left", "larger"), budget=0.4, seed=0):
+    return grid.Cell("digits", stage, method, tasks, budget, seed)
+
+
+@pytest.mark.slow
+def test_a_masked_figure_is_that_of_the_cut_network(tiny):
+    from cutjax.metrics import accuracy
+    from cutjax.shrink import cut
+
+    work, root = tiny
+    chosen = cell(Method("taylor"))
+    (found,) = work.unit([chosen], root)
+    p = work.parent("digits", root)
+    keep, info = work.planned(p, work.scores("digits", root, 0), chosen)
+    apply, small = cut(p.apply, p.params, p.graph, keep, chosen.tasks)
+    some = work.some(p.data.test, work.IMAGES)
+    assert found["metrics"] == pytest.approx(accuracy(apply, small, some))
+    assert found["params"] == info.cost.params <= 0.4 * found["full_params"]
+
+
+@pytest.mark.slow
+def test_every_stage_gives_rows_that_the_page_can_read(tiny):
+    work, root = tiny
+    stages = [
+        cell(DEFAULT, "compensated"),
+        cell(DEFAULT, "distilled"),
+        cell(CONTROL, "distilled"),
+        cell(Method("joint", fuse="worst_case")),
+        cell(Method("joint", normalize="per_cost", allocate="threshold")),
+    ]
+    rows = [r for c in stages for r in work.unit([c], root)]
+    reference = {"key": "p", "data": "digits", "stage": "parent"}
+    parent = {**reference, **work.reference("digits", root)}
+    _, found = figures.read(json.loads(json.dumps([parent, *rows])))
+    assert [f.method for f in found] == [c.method for c in stages]
+    assert all(set(f.lost) == {"left", "larger"} for f in found)
+    assert rows[1]["metrics"] != rows[2]["metrics"]
+
+
+@pytest.mark.slow
+def test_equal_choices_of_two_seeds_are_evaluated_once(tiny, monkeypatch):
+    work, root = tiny
+    calls = []
+
+    def counted(p, keep, cell, root):
+        calls.append(cell.seed)
+        return {"metrics": {"left": 1.0}}
+
+    monkeypatch.setitem(work.STAGES, "cut", counted)
+    both = [cell(Method("l1"), seed=0), cell(Method("l1"), seed=1)]
+    assert [r["seed"] for r in work.unit(both, root)] == [0, 1]
+    assert calls == [0]
+    chance = [c._replace(method=Method("random")) for c in both]
+    assert len(work.unit(chance, root)) == 2 and calls == [0, 0, 1]
+
+
+@pytest.mark.slow
+def test_a_budget_that_cannot_be_met_is_a_row_that_says_so(tiny):
+    work, root = tiny
+    (found,) = work.unit([cell(Method("l1"), budget=1e-4)], root)
+    assert "cannot be met" in found["infeasible"] and "metrics" not in found
 
 
 # Data. ------------------------------------------------------------------------------

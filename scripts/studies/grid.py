@@ -136,9 +136,9 @@ def _compensated(data: str, *, full: bool) -> Plan:
 def _distilled(data: str, *, full: bool) -> Plan:
     tasks, (one, pair) = TASKS[data], SUBSETS[data]
     chosen = (DEFAULT, *BASELINES.values(), CONTROL)
-    if full:
-        chosen += (BASELINES["taylor"]._replace(compensate=True),)
+    # With compensation before it, what does the choice of channels still matter?
+    helped = tuple(BASELINES[n]._replace(compensate=True) for n in ("random", "taylor"))
     for subset in (tasks, pair, one) if full else (tasks, pair):
         for budget in methods.AT_STAKE[data]:
-            for method in chosen:
+            for method in chosen + helped * (full or subset == tasks):
                 yield "distilled", method, subset, budget

@@ -11,6 +11,8 @@ from studies.methods import AT_STAKE, Method
 from studies.tables import PARTS, fewer, levels, varied
 from studies.verdict import Duel, duels, tally
 
+MOST = 60  # lines of comparisons that were not won
+
 TITLES = {
     "set_cards": "Photos of SET cards",
     "morpho": "MNIST digits and their shape",
@@ -26,9 +28,9 @@ typed by hand. {minutes}
   labels for classes, percent of variance explained (R^2, 0 at least) for numbers.
 - *budget*: the share of the parent's parameters, for the tasks that are kept, that may
   stay. Widths are solved for it.
-- *±*: standard deviation over {seeds} seeds. One parent per data set; a seed draws the
-  512 calibration examples, the random channels and the order of fine-tuning.
-- *cut only*: channels removed, nothing else (the first {some:,} or so test images).
+- *±*: standard deviation over {seeds} seed(s). One parent per data set; a seed draws
+  the 512 calibration examples, the random channels and the order of fine-tuning.
+- *cut only*: channels removed, nothing else, on {some:,} test images.
   *compensated*: readers refitted in closed form on the calibration examples, without
   labels. *fine-tuned*: a short distillation from the parent without labels, the same
   number of steps for all. Both on all test images.
@@ -109,15 +111,16 @@ def _of_data(data: str, figures: list[Figure], pictures: list[str] | None) -> st
     for stage, what in (("compensated", "Compensated"), ("distilled", "Fine-tuned")):
         parts.append(levels(what, [f for f in figures if f.stage == stage]))
     parts.append(fewer(data, figures))
-    return "\n".join(part for part in parts if part)
+    return "\n".join([*parts[:2], *(part for part in parts[2:] if part)])
 
 
 VERDICT = """## Does the default win?
 
-Against each baseline at the two budgets at stake ({budgets}), for each subset of tasks
-that a stage has. *wins* and *loses*: by more than the spread, which is the standard
-deviation over seeds of the difference; *undecided*: within it. *points*: how much more
-the baseline loses, the least and the mean of these comparisons.
+Against each baseline at the two budgets at stake
+({budgets}), for each subset of tasks
+that a stage has. *wins* and *loses*: by more than the spread, the root of the sum of
+both variances over seeds; *undecided*: within it. *points*: how much more the baseline
+loses, the least and the mean of these comparisons.
 
 | when | baseline | measure | wins | undecided | loses | points: least | mean |
 |---|---|---|---:|---:|---:|---:|---:|"""
@@ -151,10 +154,12 @@ def _not_won(found: list[Duel]) -> list[str]:
     lines = ["Not won:", ""]
     lines += ["| data | when | budget | tasks | measure | baseline | points | |"]
     lines += ["|---|---|---:|---|---|---|---:|---|"]
-    for d in sorted(rest, key=lambda d: d.margin):
+    for d in sorted(rest, key=lambda d: d.margin)[:MOST]:
         tasks = "all" if len(d.tasks) > 3 else " + ".join(d.tasks)
         lines.append(
             f"| {d.data} | {d.when} | {d.budget:g} | {tasks} | {d.measure} | {d.rival} "
             f"| {d.margin:+.1f} ± {d.spread:.1f} | {d.said} |"
         )
+    if len(rest) > MOST:
+        lines += ["", f"... and {len(rest) - MOST} more, none worse."]
     return [*lines, ""]

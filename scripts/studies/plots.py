@@ -106,6 +106,7 @@ def recovered(ax: Axes, figures: list[Figure], data: str) -> None:
         ax.plot([], [], lw=3, color=colour, label=f"{budget:g} of parameters")
     ax.set_xlabel("points lost, mean over tasks", fontsize=9)
     ax.set_title("recovery, at the two budgets at stake", fontsize=10)
+    ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
     ax.legend(
         fontsize=7.5, frameon=False, ncols=3, loc="upper center",
         bbox_to_anchor=(0.4, -0.14),

@@ -46,7 +46,7 @@ def work(
                 continue
             bar.set_description(f"{name}: parent")
             run_alone(train, name, root)
-            with executor(workers) as pool:
+            with executor(count(workers)) as pool:
                 bar.set_description(f"{name}: scores")
                 made = [pool.submit(measure, name, root, seed) for seed in seeds]
                 if name not in known:
@@ -54,15 +54,17 @@ def work(
                 for future in made:
                     for row in future.result():
                         store.append(results, row)
-                finish(pool, cells, results, bar)
+                finish(pool, cells, results, bar, ahead=2 * count(workers))
 
 
-def finish(pool: Any, cells: list[Cell], results: Path, bar: Any) -> None:
-    """All cells of a data set; a few at a time are handed out, in order."""
+def finish(
+    pool: Any, cells: list[Cell], results: Path, bar: Any, *, ahead: int
+) -> None:
+    """All cells of a data set, in order; so many units are handed out at a time."""
     waiting = iter(units(cells))
     running: dict[Future, list[Cell]] = {}
     while True:
-        for group in first(waiting, 2 * pool._max_workers - len(running)):
+        for group in first(waiting, ahead - len(running)):
             running[pool.submit(figures, group, results.parent)] = group
         if not running:
             return
@@ -86,9 +88,13 @@ def run_alone(job: Callable[..., Any], *args: Any) -> None:
         one.submit(job, *args).result()
 
 
-def executor(workers: int | None) -> ProcessPoolExecutor:
+def count(workers: int | None) -> int:
+    """One per core, if not given; one where there is a GPU."""
+    return workers or (1 if has_gpu() else min(len(os.sched_getaffinity(0)), 8))
+
+
+def executor(number: int) -> ProcessPoolExecutor:
     """Processes with one thread of XLA each; one process with all of a GPU."""
-    number = workers or (1 if has_gpu() else min(len(os.sched_getaffinity(0)), 8))
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(number, context, initializer=alone, initargs=(number,))
 

@@ -32,7 +32,9 @@ class Duel(NamedTuple):
 
     @property
     def said(self) -> str:
-        """`wins` and `loses` are beyond the spread; the rest is `undecided`."""
+        """`wins` and `loses` are beyond the spread; one seed decides nothing."""
+        if min(len(self.default.seeds), len(self.other.seeds)) < 2:
+            return "undecided"
         if self.margin > self.spread:
             return "wins"
         return "loses" if -self.margin > self.spread else "undecided"
