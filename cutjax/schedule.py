@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cutjax.budget import Budget
 from cutjax.cost import RESOURCES, Cost, amounts, key_of
-from cutjax.dims import Keep
+from cutjax.dims import Keep, kept
 from cutjax.errors import BudgetError, KeepError, suggest
 from cutjax.graph import Graph
+from cutjax.mirror import path_name
 from cutjax.plan import plan
-from cutjax.shrink import cut, cut_params, mask, shrink
+from cutjax.shrink import cut, mask, shrink
 from cutjax.trace import trace
 
 Score = Callable[[Callable[..., Any], Any, Graph], Mapping[str, Mapping[str, Any]]]
@@ -182,7 +184,9 @@ def iterate(
         graph: its graph.
         inputs: what it was traced with; the batch size counts for FLOPs.
         budgets: of the rounds, falling. Fractions are of the *parent* for these tasks;
-            `floor`, `multiple` and `max_ratio` hold of what each round finds.
+            `floor`, `multiple` and `max_ratio` hold of what each round finds. A group
+            with one channel left is no group for the next: it stays, even if `floor` is
+            0, as does a group that has gone whole.
         score: called each round with the function as it is then.
         recover: called after each cut; what it gives back is scored next.
         tasks: the tasks to keep; all, if not given.
@@ -216,7 +220,8 @@ def iterate(
             scores = score(fn, now, here)
         limits = absolute(budget, graph, chosen)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
-        keep, now = compose(graph, keep, inner), cut_params(now, here, inner)
+        before, keep = keep, compose(graph, keep, inner)
+        now = cut_again(now, graph, before, keep)
         # From the parent: a function cut in every round would be rewritten as often.
         fn = shrink(apply, graph, keep, only)
         here = trace(fn, now, *inputs)
@@ -228,6 +233,32 @@ def iterate(
         else:
             now = recover(fn, now)
             yield Round(keep, fn, now, here, cost)
+
+
+def cut_again(params: Any, graph: Graph, keep: Keep, smaller: Keep) -> Any:
+    """Parameters that were cut by `keep`, cut to what `smaller` leaves of it.
+
+    The graph of the small function would not do: where a branch is gone whole, it no
+    longer knows that what is left of the branch's kernels goes with the stream.
+
+    Args:
+        params: the small parameters.
+        graph: of the whole.
+        keep: what they were cut by.
+        smaller: a subset of it.
+
+    Returns:
+        What cutting the whole parameters by `smaller` would have left.
+    """
+
+    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
+        for i, axis in enumerate(graph.axes[path_name(path)]):
+            stays = kept(axis, smaller)[kept(axis, keep)]
+            if not stays.all():
+                leaf = leaf.take(np.flatnonzero(stays), axis=i)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(visit, params)
 
 
 def absolute(budget: Budget, graph: Graph, tasks: tuple[str, ...]) -> Budget:

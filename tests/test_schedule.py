@@ -247,6 +247,40 @@ def test_training_while_masking_leaves_what_is_masked():
     assert (moved[:, kept] > 1e-3).all()
 
 
+def test_a_branch_that_goes_whole_stays_gone():
+    """With a floor of 0 the branch beside the stream goes in the first round."""
+    shapes_of = {"enc": (4, 8), "up": (8, 6), "down": (6, 8), "head": (8, 2)}
+    params = {
+        n: jnp.full(s, 0.01 if n in ("up", "down") else 1.0)
+        for n, s in shapes_of.items()
+    }
+    x = jnp.ones((2, 4))
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        h = jnp.tanh(x @ p["enc"])
+        return (h + jnp.tanh(h @ p["up"]) @ p["down"]) @ p["head"]
+
+    graph = cj.trace(apply, params, x)
+    budgets = [cj.Budget(params=s, floor=0, max_ratio=1.0) for s in (0.4, 0.2)]
+    for masked in (False, True):
+        found = [
+            *schedule.iterate(
+                apply,
+                params,
+                graph,
+                inputs=(x,),
+                budgets=budgets,
+                score=magnitude,
+                masked=masked,
+            )
+        ]
+        sizes = [[int(m.sum()) for m in r.keep.values()] for r in found]
+        assert sizes == [[8, 0], [4, 0]]
+        small_apply, small = cj.cut(apply, params, graph, found[-1].keep)
+        got = found[-1].apply(found[-1].params, x)
+        np.testing.assert_allclose(small_apply(small, x), got, rtol=1e-6)
+
+
 def test_a_budget_out_of_reach_says_so():
     with pytest.raises(BudgetError, match="least"):
         _ = rounds("mlp_tasks", (0.5, 0.0001))
