@@ -29,16 +29,14 @@ def activations_of(
     Returns:
         Each array once, in the order in which they are read first.
     """
-    top = walker.frames[0]
-    known_data: dict[int, dict[Any, bool]] = {}
-    _follow(top, [top.values[v].data for v in top.jaxpr.invars], known_data)
+    data = _data(walker)
     found: dict[Any, tuple[Frame, Any, dict[str, None]]] = {}
     for term, tasks in zip(walker.terms, served, strict=True):
         for atom in term.frame.jaxpr.eqns[term.index].invars:
             if isinstance(atom, Literal):
                 continue
             frame, var = origin(term.frame, atom)
-            if not known_data[id(frame)].get(var, False):
+            if not data(frame, var):
                 continue
             _, _, known = found.setdefault((id(frame), var), (frame, var, {}))
             known.update(dict.fromkeys(tasks))
@@ -91,13 +89,31 @@ def _handed(frame: Frame, eqn: Any, subs: Sequence[Frame]) -> Sequence[Any]:
     return atoms if same else []
 
 
+def _data(walker: Walker) -> Callable[[Frame, Any], bool]:
+    """Whether an array depends on the inputs.
+
+    The walk calls data whatever a loop reads, which is safe for couplings, but no
+    answer here: with loops this is followed again.
+    """
+    top = walker.frames[0]
+    if not any(map(_looped, walker.frames)):
+        return lambda frame, var: frame.values[var].data
+    known: dict[int, dict[Any, bool]] = {}
+    _follow(top, [top.values[v].data for v in top.jaxpr.invars], known)
+    return lambda frame, var: known[id(frame)].get(var, False)
+
+
+def _looped(frame: Frame) -> bool:
+    if frame.outer is None:
+        return False
+    above, index = frame.outer
+    return not {"length", "body_nconsts"}.isdisjoint(above.jaxpr.eqns[index].params)
+
+
 def _follow(
     frame: Frame, ins: Sequence[bool], known: dict[int, dict[Any, bool]]
 ) -> list[bool]:
-    """What in a frame depends on the inputs; of loops, what they carry if any does.
-
-    The walk itself calls data whatever a loop reads, which is safe for couplings.
-    """
+    """What in a frame depends on the inputs; of loops, what they carry if any does."""
     env = known[id(frame)] = dict(zip(frame.jaxpr.invars, ins, strict=True))
 
     def read(atom: Any) -> bool:

@@ -127,7 +127,7 @@ def cost_of(
     graph: Any, widths: Mapping[str, int], tasks: tuple[str, ...] | None
 ) -> Cost:
     """The cost of a graph at these widths, of these tasks alone or of all there is."""
-    totals = dict.fromkeys(RESOURCES, 0)
+    totals: dict[str, int] = dict.fromkeys(RESOURCES, 0)
     trunk, shared = 0, len(graph.tasks) > 1
     for piece in pieces(graph):
         leaf = "params" in piece.units

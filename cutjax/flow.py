@@ -59,21 +59,20 @@ def alive(flow: Flow, gone: Collection[str], tasks: Collection[str]) -> list[str
         Those of `tasks`, in order.
     """
     widths = dict.fromkeys(gone, 0)
-    open_nodes = {
-        i: node.needs
+    waiting = [
+        (i, node.needs)
         for i, node in enumerate(flow.nodes)
         if all(count(axis, widths) for axis in node.axes)
-    }
-    live, grown = {INPUTS}, True
-    while grown:
-        found = {
-            i
-            for i, needs in open_nodes.items()
-            if all(not live.isdisjoint(need) for need in needs)
-        }
-        grown = bool(found)
-        live |= found
-        open_nodes = {i: needs for i, needs in open_nodes.items() if i not in found}
+    ]
+    live, before = {INPUTS}, -1
+    while len(live) != before:
+        before, left = len(live), []
+        for i, needs in waiting:
+            if all(not live.isdisjoint(need) for need in needs):
+                live.add(i)
+            else:
+                left.append((i, needs))
+        waiting = left
     return [
         task
         for task in tasks
@@ -124,7 +123,12 @@ def numbers(bits: int) -> tuple[int, ...]:
         >>> numbers(0b1101)
         (-1, 1, 2)
     """
-    return tuple(i - 1 for i in range(bits.bit_length()) if bits >> i & 1)
+    out = []
+    while bits:
+        low = bits & -bits
+        out.append(low.bit_length() - 2)
+        bits ^= low
+    return tuple(out)
 
 
 class _Follower:
@@ -242,6 +246,10 @@ def _needs(data: Sequence[Reach]) -> tuple[int, ...]:
 
 def _joined(eqn: Any, args: Sequence[Reach]) -> Reach:
     """Of any other operation: what any operand depends on."""
+    if len(args) == 1:
+        (arg,) = args
+        same = arg.const or eqn.primitive in KEEPS
+        return arg if same else Reach(arg.bits, True)
     bits = _any(args).bits
     if eqn.primitive not in KEEPS:
         return Reach(bits, True)
@@ -251,7 +259,7 @@ def _joined(eqn: Any, args: Sequence[Reach]) -> Reach:
     test = SCALARS.get(eqn.primitive)
     const = False
     for at, (atom, arg) in enumerate(zip(eqn.invars, args, strict=True)):
-        plain = isinstance(atom, Literal) and not atom.aval.shape
+        plain = isinstance(atom, Literal) and not np.ndim(atom.val)
         zero = plain and test is not None and test(at, float(np.real(atom.val)))
         const |= arg.const and not zero
     return Reach(bits, const)
