@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from cutjax.dims import kept
 from cutjax.errors import BudgetError, KeepError
 from cutjax.feasible import droppable, ladders_of
 from cutjax.flow import Flow, Node, alive
+from cutjax.graph_json import graph_from_json, graph_to_json
 
 NAMES = list(NETS)
 
@@ -86,7 +88,7 @@ def test_saboteur_a_sum_over_nothing_is_not_zero():
         return ones_for_zeros(apply, graph, keep), cj.cut_params(params, graph, keep)
 
     broken = SimpleNamespace(**{**vars(CJ), "cut": cut})
-    for name in ("resnet18", "squeeze_excite"):
+    for name in ("mixer", "squeeze_excite"):
         check_gone(CJ, NETS[name](), together(name))
         with pytest.raises(AssertionError):
             check_gone(broken, NETS[name](), together(name))
@@ -150,21 +152,26 @@ def _masked(net: Net, graph: Any, name: str) -> Any:
 
 
 TOLD = [
-    *("mlp_tasks", "resnet18", "preact_resnet", "squeeze_excite", "vit_linen"),
-    *("swiglu", "mixer", "densenet", "inception", "unet", "scanned", "stacked_layers"),
-    *("multi_query", "decoder", "moe_top2", "gated_mlp", "lora", "branches", "detr"),
-    *("lstm", "data_matmul", "bottleneck", "mobilenet", "pointnet", "two_encoders"),
+    *("mlp_tasks", "squeeze_excite", "vit_linen", "swiglu", "inception", "scanned"),
+    *("stacked_layers", "moe_top2", "lora", "branches", "lstm", "data_matmul"),
+]
+MORE = [
+    *("resnet18", "preact_resnet", "mixer", "densenet", "unet", "multi_query"),
+    *("decoder", "gated_mlp", "detr", "bottleneck", "mobilenet", "pointnet"),
+    "two_encoders",
 ]
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize(
+    "name", [*TOLD, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_what_may_go_is_what_leaves_the_answers_alive(name):
     net = NETS[name]()
     check_allowed(graph_of(CJ, net), net)
 
 
 def test_saboteur_all_groups_may_go_or_none():
-    net = NETS["resnet18"]()
+    net = NETS["squeeze_excite"]()
     graph = graph_of(CJ, net)
     check_allowed(graph, net)
     everything = Flow((), {task: ((-1,),) for task in graph.tasks})
@@ -252,7 +259,7 @@ def test_alive_is_a_least_fixpoint():
 # At width zero all else still works. ------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeeze_excite", "vit_linen", "resnext"])
+@pytest.mark.parametrize("name", ["squeeze_excite", "mixer", "resnext"])
 def test_gradients_and_jit(name):
     net, graph = NETS[name](), graph_of(CJ, NETS[name]())
     keep = none_of(graph, together(name))
@@ -271,8 +278,8 @@ def test_gradients_and_jit(name):
 
 
 def test_train_mode_and_statistics():
-    net, graph = NETS["resnet18"](), graph_of(CJ, NETS["resnet18"]())
-    keep = none_of(graph, together("resnet18"))
+    net, graph = NETS["preact_resnet"](), graph_of(CJ, NETS["preact_resnet"]())
+    keep = none_of(graph, together("preact_resnet"))
     small = cj.shrink(net.train_apply, graph, keep)
     params = cj.cut_params(net.params, graph, keep)
     out = run(small, params, *net.train_inputs)
@@ -294,7 +301,11 @@ def test_saved_and_loaded(tmp_path):
 
 def test_graphs_stored_before_say_trace_again():
     graph = graph_of(CJ, NETS["resnet18"]())
-    old = dataclasses.replace(graph, flow=None, activations=None)
+    stored = graph_to_json(graph)
+    assert graph_from_json(json.loads(json.dumps(stored)), graph.treedef) == graph
+    del stored["flow"], stored["activations"]
+    old = graph_from_json(stored, graph.treedef)
+    assert old == dataclasses.replace(graph, flow=None, activations=None)
     (name, *_) = together("resnet18")
     with pytest.raises(KeepError, match="keep one at least, or trace the function"):
         old.check_keep(none_of(old, [name]))
@@ -362,7 +373,7 @@ def test_floors_by_pattern_choose_what_may_go():
 def test_a_larger_budget_drops_no_more(allocate):
     graph = graph_of(CJ, NETS["resnet18"]())
     before: dict[str, np.ndarray] = {}
-    for share in np.linspace(0.1, 1, 6).tolist():
+    for share in np.linspace(0.1, 1, 5).tolist():
         keep, _ = cj.plan(
             graph,
             drawn(graph),
