@@ -520,3 +520,17 @@ def test_saboteur_a_fit_to_the_wrong_target_gets_worse():
     check_fits(fits)
     with pytest.raises(AssertionError):
         check_fits([f._replace(after=f.before + 0.01) for f in fits])
+
+
+def test_a_block_of_which_nothing_is_left_needs_no_fit():
+    net = NETS["resnet18"]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    name = "params/Basic_1/Conv_0/kernel:3"
+    keep = {name: np.zeros(graph[name].size, bool)}
+    small, fits = cj.compensate(
+        net.apply, net.params, graph, keep, [net.inputs] * 2, progress=False
+    )
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(small))
+    paths = [fit.path for fit in fits]
+    assert len(paths) > 10 and not {p for p in paths if "Basic_1/" in p}
+    assert all(fit.after <= fit.before + 1e-6 for fit in fits)

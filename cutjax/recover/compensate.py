@@ -144,9 +144,15 @@ def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
 
 
 def _refittable(prog: Program, most: int) -> Iterable[int]:
-    """The readers to refit: all but dense layers over too many features."""
+    """The readers to refit: all but dense layers over too many features.
+
+    Where nothing is left to read, or to make, there is nothing to fit.
+    """
     for stop in prog.stops:
         reader = prog.reader(stop)
+        kernel = reader.ins[1 - reader.site.at]
+        if any(prog.evaluator.k.count(d) == 0 for d in kernel.dims):
+            continue
         if is_conv(reader) or _features(reader) <= most:
             yield stop
 
