@@ -122,6 +122,7 @@ def fit(
         settings = {"batch_size": batch_size, "seed": seed}
         run = _resume.fingerprint(state, params, data, **settings)
         done, state, info = _resume.load(checkpoint, run, state) or (0, state, None)
+        state = jax.tree.map(_untied, state)
     info = FitInfo(**info, resumed_from=done) if info else _first(evaluate, params)
     x, y = jax.device_put((data.x, data.y))
     total = steps * max(epochs - done, 0)
@@ -200,6 +201,16 @@ def _state_names(
                 f"fit: the update of {name!r} has other shapes than params[{name!r}]"
             )
     return tuple(updates)
+
+
+def _untied(leaf: Any) -> Any:
+    """A restored array, free to be beside any other.
+
+    Orbax ties arrays to a device. Whoever trains these on beside new, free ones (the
+    optimiser's) would have the step compiled twice: its results are all tied.
+    """
+    single = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1
+    return jnp.asarray(np.asarray(leaf)) if single else leaf
 
 
 def _signature(leaf: Any) -> tuple[Any, Any]:

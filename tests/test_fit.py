@@ -128,6 +128,24 @@ def test_the_best_epoch_survives_an_interruption(line, tmp_path):
     assert np.abs(again - train()[0]).max() > 1e-3  # not the last epoch's
 
 
+def test_what_comes_from_a_checkpoint_is_compiled_for_once(line, tmp_path):
+    """Tied arrays beside the free ones of a new optimiser compile a step twice."""
+
+    def train(start, **options):
+        trained, _ = fit(
+            linear, start, squares, line, optimizer=optax.adam(0.1), epochs=1,
+            batch_size=16, progress=False, **options,
+        )  # fmt: skip
+        return trained
+
+    train(jnp.zeros(2), checkpoint=tmp_path / "run")
+    found = train(jnp.zeros(2), checkpoint=tmp_path / "run")
+    assert not found.committed
+    tied = jax.device_put(found, jax.devices()[0])
+    assert tied.committed and train(tied).committed  # the saboteur: tied stays tied
+    assert not train(found).committed
+
+
 def interrupt_and_resume(train, folder, scores, best):
     def scored(start, stop=None):
         left = iter(scores[start:stop])

@@ -96,24 +96,28 @@ def _before(data: str, *, full: bool) -> Plan:
                 yield "cut", Method(name), subset, budget
 
 
+def _variants(name: str) -> tuple[Method, ...]:
+    """Fusions, normalisations and allocations of a criterion, one at a time."""
+    found = (
+        *(Method(name, fuse=fuse) for fuse in methods.FUSIONS),
+        *(Method(name, normalize=by) for by in methods.NORMALIZERS),
+        *(Method(name, allocate=by) for by in methods.ALLOCATORS),
+        Method(name, normalize="per_cost", allocate="threshold"),
+    )
+    return tuple(dict.fromkeys(found))
+
+
 def _parts(data: str, *, full: bool) -> Plan:
-    """Fusions, normalisations and allocations for two criteria."""
+    """The parts of a method: cut only for two criteria, compensated for the default."""
     tasks, (_, pair) = TASKS[data], SUBSETS[data]
-    variants = [
-        method
-        for name in ("joint", "taylor")
-        for method in (
-            *(Method(name, fuse=fuse) for fuse in methods.FUSIONS),
-            *(Method(name, normalize=by) for by in methods.NORMALIZERS),
-            *(Method(name, allocate=by) for by in methods.ALLOCATORS),
-            Method(name, normalize="per_cost", allocate="threshold"),
-        )
-    ]
-    budgets = methods.BUDGETS if full else methods.BUDGETS[2:5]
-    for subset in (pair, tasks) if full else (tasks,):
-        for method in variants:
-            for budget in budgets:
+    subsets = (pair, tasks) if full else (tasks,)
+    for subset in subsets:
+        for method in (*_variants("joint"), *_variants("taylor")):
+            for budget in methods.BUDGETS if full else methods.CUT_AT[data]:
                 yield "cut", method, subset, budget
+        for method in _variants(DEFAULT.criterion):
+            for budget in methods.AT_STAKE[data][: None if full else 1]:
+                yield "compensated", method._replace(compensate=True), subset, budget
     for subset in (pair, tasks):
         for method in BASELINES.values():
             for budget in methods.BUDGETS if full else methods.AT_STAKE[data]:
@@ -121,14 +125,16 @@ def _parts(data: str, *, full: bool) -> Plan:
 
 
 def _compensated(data: str, *, full: bool) -> Plan:
+    """Criteria after compensation; fewer tasks pay then, too."""
     tasks, (_, pair) = TASKS[data], SUBSETS[data]
     at = methods.AT_STAKE[data]
-    budgets = methods.BUDGETS[2:] if full else at
-    for method in methods.COMPENSATED:
-        for subset in (tasks, pair):
-            for budget in budgets:
-                yield "compensated", method, subset, budget
-    for task in tasks:  # fewer tasks pay after compensation, too
+    few = (DEFAULT, *(BASELINES[n]._replace(compensate=True) for n in ("random", "l1")))
+    for budget in methods.BUDGETS[2:] if full else at:
+        for method in methods.COMPENSATED:
+            yield "compensated", method, tasks, budget
+        for method in methods.COMPENSATED if full else few:
+            yield "compensated", method, pair, budget
+    for task in tasks:
         for budget in at:
             yield "compensated", DEFAULT, (task,), budget
 
@@ -140,5 +146,6 @@ def _distilled(data: str, *, full: bool) -> Plan:
     helped = tuple(BASELINES[n]._replace(compensate=True) for n in ("random", "taylor"))
     for subset in (tasks, pair, one) if full else (tasks, pair):
         for budget in methods.AT_STAKE[data]:
-            for method in chosen + helped * (full or subset == tasks):
+            least = subset == tasks and budget == methods.AT_STAKE[data][-1]
+            for method in chosen + helped * (full or least):
                 yield "distilled", method, subset, budget

@@ -32,6 +32,7 @@ class Method(NamedTuple):
 
 BUDGETS = (0.5, 0.32, 0.2, 0.1, 0.05, 0.02, 0.01)
 SEEDS = (0, 1, 2)
+IMAGES = 600  # of the test images, for what is evaluated at full size
 
 CRITERIA = (
     *("joint", "gram", "taylor", "taylor_squared", "taylor_signed", "fisher"),
@@ -76,6 +77,13 @@ SUBSETS = {
 }
 """One task and a pair that some stages use; all single tasks and all together are
 added where a stage asks for them."""
+
+CUT_AT = {
+    "set_cards": (0.2, 0.1),
+    "morpho": (0.5, 0.32),
+    "digits": (0.32, 0.2),
+}
+"""Two budgets where channels that are only cut leave something to compare."""
 
 AT_STAKE = {
     "set_cards": (0.02, 0.01),

@@ -7,7 +7,15 @@ from typing import Any
 from studies import plots
 from studies.figures import Figure, read
 from studies.grid import TASKS
-from studies.methods import AT_STAKE, Method
+from studies.methods import (
+    AT_STAKE,
+    BASELINES,
+    COMPENSATED,
+    CONTROL,
+    DEFAULT,
+    IMAGES,
+    Method,
+)
 from studies.tables import PARTS, fewer, levels, varied
 from studies.verdict import Duel, duels, tally
 
@@ -79,7 +87,7 @@ def _head(rows: list[dict[str, Any]], figures: list[Figure]) -> str:
         f"{len(figures):,} figures, {sum(runs):.0f} minutes in {len(runs)} run(s)."
     )
     seeds = len({f.seed for f in figures})
-    return HEAD.format(minutes=minutes, seeds=seeds, some=1000)
+    return HEAD.format(minutes=minutes, seeds=seeds, some=IMAGES)
 
 
 def _parents(parents: dict[str, Any]) -> str:
@@ -103,15 +111,26 @@ def _parents(parents: dict[str, Any]) -> str:
 def _of_data(data: str, figures: list[Figure], pictures: list[str] | None) -> str:
     parts = [f"## {TITLES[data]}", ""]
     parts += [f"![{data}]({name})\n" for name in pictures or ()]
-    cut = [f for f in figures if f.stage == "cut"]
+    cut, fitted, tuned = (
+        [f for f in figures if f.stage == s]
+        for s in ("cut", "compensated", "distilled")
+    )
     plain = [f for f in cut if f.method == Method(f.method.criterion)]
-    parts.append(levels("Criteria, cut only", plain))
+    found = [levels("Criteria, cut only", plain)]
+    found += [levels("Compensated", _of(fitted, COMPENSATED))]
+    found += [levels("Fine-tuned", _of(tuned, (DEFAULT, *BASELINES.values(), CONTROL)))]
+    helped = [f for f in tuned if f.method.compensate]
+    found += [levels("Fine-tuned, all compensated before", helped)]
+    found += [fewer(data, figures)]
     for field, what in PARTS.items():
-        parts.append(levels(what, varied(cut, field)))
-    for stage, what in (("compensated", "Compensated"), ("distilled", "Fine-tuned")):
-        parts.append(levels(what, [f for f in figures if f.stage == stage]))
-    parts.append(fewer(data, figures))
-    return "\n".join([*parts[:2], *(part for part in parts[2:] if part)])
+        found += [levels(f"{what}, cut only", varied(cut, field))]
+        found += [levels(f"{what}, compensated", varied(fitted, field))]
+    return "\n".join([*parts, *(part for part in found if part)])
+
+
+def _of(figures: list[Figure], chosen: Iterable[Method]) -> list[Figure]:
+    wanted = set(chosen)
+    return [f for f in figures if f.method in wanted]
 
 
 VERDICT = """## Does the default win?

@@ -1,5 +1,6 @@
 """The page's tables: methods by budgets, and what fewer tasks pay."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from studies.figures import (
@@ -15,22 +16,31 @@ from studies.grid import TASKS
 from studies.methods import Method, label
 
 PARTS = {
-    "fuse": "Fusion over tasks, cut only",
-    "normalize": "Normalisation of groups, cut only",
-    "allocate": "Widths, cut only",
+    "fuse": "Fusion over tasks",
+    "normalize": "Normalisation of groups",
+    "allocate": "Widths",
 }
 
 
 def varied(figures: list[Figure], field: str) -> list[Figure]:
     """Figures of methods that differ from the plain one in this field, or not at all.
 
-    Only of criteria that have several of them.
+    Only of criteria that have several of them. What is divided by cost belongs to one
+    threshold for all, another way to find widths.
     """
 
     def plain(method: Method) -> Method:
-        return method._replace(**{field: getattr(Method(""), field)})
+        fields = [field]
+        if field == "allocate" and method.normalize == "per_cost":
+            fields.append("normalize")
+        empty = Method(method.criterion)
+        return method._replace(**{name: getattr(empty, name) for name in fields})
 
-    kept = [f for f in figures if plain(f.method) == Method(f.method.criterion)]
+    kept = [
+        f
+        for f in figures
+        if plain(f.method)._replace(compensate=False) == Method(f.method.criterion)
+    ]
     methods: dict[str, set[Method]] = {}
     for f in kept:
         methods.setdefault(f.method.criterion, set()).add(f.method)
@@ -71,10 +81,10 @@ def _table(
         found = level(chosen, subsets, value)
         if found:
             cells.setdefault(method, {})[budget] = found
-    every = {budget for row in cells.values() for budget in row}
-    whole = [row for row in cells.values() if set(row) == every] or [{}]
-    shared = sorted(every & set.union(*(set(row) for row in whole)), reverse=True)
-    budgets = shared or sorted(every, reverse=True)
+    counts = Counter(budget for row in cells.values() for budget in row)
+    # A budget that some cannot meet stays; one that few were asked for does not.
+    often = [b for b, n in counts.items() if 3 * n >= 2 * len(cells)]
+    budgets = sorted(often or counts, reverse=True)
     best = {b: min(row[b].mean for row in cells.values() if b in row) for b in budgets}
 
     def rank(method: Method) -> float:

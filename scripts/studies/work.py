@@ -19,11 +19,10 @@ from cutjax.recipes import reinitialise
 from cutjax.shrink import cut, mask, shrink
 from studies import parents, real
 from studies.grid import Cell
-from studies.methods import CRITERIA, OPTIONS, Method
+from studies.methods import CRITERIA, IMAGES, OPTIONS, Method
 from studies.parents import RECIPES, Parent
 
 CALIBRATION, BATCH = 512, 128
-IMAGES = 1000  # test images of the cells that are evaluated at full size
 
 Scores = dict[str, dict[str, dict[str, np.ndarray]]]
 
