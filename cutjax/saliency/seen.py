@@ -93,6 +93,8 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
         gates, unread, probes = jax.tree.map(
             lambda g: jnp.moveaxis(g, 0, 1), tuple(slopes)[:3]
         )
+        # Sums over batches of bfloat16 would lose what is added last.
+        of_each = {p: g.astype(jnp.float32) for p, g in slopes.weights.items()}
 
         def of_gates(common: Any) -> Any:
             each = jax.tree.map(lambda v: jnp.broadcast_to(v, (size, *v.shape)), common)
@@ -104,7 +106,7 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
         return Seen(
             *(weights, first, targets, losses, gates, unread, tapped.inputs),
             {k: _mean_rows(g, axes[k]) for k, g in probes.items()},
-            *(tapped.kernels, tapped.activations, slopes[3], of_gates, of_weights),
+            *(tapped.kernels, tapped.activations, of_each, of_gates, of_weights),
         )
 
     return see
