@@ -22,7 +22,7 @@ from cutjax.allocate import greedy, isomorphic, nested, threshold, uniform
 from cutjax.budget import Budget
 from cutjax.dims import kept
 from cutjax.errors import BudgetError, KeepError
-from cutjax.feasible import droppable, ladders_of
+from cutjax.feasible import droppable, feasible, ladders_of
 from cutjax.flow import Flow, Node, alive
 from cutjax.graph_json import graph_from_json, graph_to_json
 
@@ -360,6 +360,20 @@ def test_dropping_wins_score_over_keeping_one_of_each():
         keep, _ = cj.plan(graph, scores, budget=budget)
         kept.append(sum(first[n][m].sum() for n, m in keep.items()))
     assert kept[0] > kept[1]
+
+
+def test_the_least_is_reached_where_the_worst_branch_is_the_cheaper_to_keep():
+    def apply(p, x):
+        a = jnp.tanh(x @ p["a"]) @ p["a_out"]
+        return a + jnp.tanh(x[:, :2] @ p["b"]) @ p["b_out"]
+
+    graph = cj.trace(apply, {**PARALLEL, "b": shape(2, 4)}, shape(1, 3))
+    scores = {"a:1": np.full(5, 2, np.float32), "b:1": np.ones(4, np.float32)}
+    table = feasible(graph, Budget(params=1.0, floor=0, max_ratio=1.0))
+    assert table.rows["params"].least == 2 + 2
+    budget = Budget(params=2 + 2, floor=0, max_ratio=1.0)
+    keep, info = cj.plan(graph, {"output": scores}, budget=budget)
+    assert info.dropped == ("a:1",) and keep["b:1"].sum() == 1
 
 
 def test_floors_by_pattern_choose_what_may_go():

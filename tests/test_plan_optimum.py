@@ -162,7 +162,7 @@ def test_saboteur_the_way_down_alone_leaves_something():
 
 # A larger budget keeps a superset. --------------------------------------------------
 
-GRID = np.linspace(0.15, 1.0, 18).tolist()
+GRID = np.linspace(0.15, 1.0, 12).tolist()
 
 
 def check_monotone(allocate: Callable, seed: int, resources: tuple[str, ...]) -> None:
@@ -192,7 +192,7 @@ def check_monotone(allocate: Callable, seed: int, resources: tuple[str, ...]) ->
 @pytest.mark.parametrize("resources", [("params",), ("flops", "params")])
 @pytest.mark.parametrize("allocate", [nested, uniform, threshold, isomorphic])
 def test_a_larger_budget_keeps_a_superset(allocate, resources):
-    for seed in range(6):
+    for seed in range(4):
         check_monotone(allocate, seed, resources)
 
 

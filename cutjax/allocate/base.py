@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cutjax.budget import Budget
-from cutjax.cost import amounts
 from cutjax.errors import BudgetError
 from cutjax.feasible import (
     Feasibility,
@@ -113,9 +112,3 @@ def check_least(table: Feasibility, graph: Graph, budget: Budget, names: int) ->
                 f"{len(graph.groups) - names} pinned groups; "
                 f"try Budget({resource}={call})\n{table}"
             )
-
-
-def fits(p: Problem, widths: Mapping[str, int]) -> bool:
-    """Whether widths meet all limits."""
-    found = amounts(p.graph, widths, p.tasks)
-    return all(found[k] <= most for k, most in zip(p.keys, p.limits, strict=True))

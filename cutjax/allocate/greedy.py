@@ -8,6 +8,7 @@ from cutjax.allocate.base import Problem, Widths, problem
 from cutjax.allocate.steps import Steps, down, up
 from cutjax.budget import Budget
 from cutjax.errors import BudgetError
+from cutjax.feasible import Ladders, droppable
 from cutjax.graph import Graph
 
 EFFORT = 30_000
@@ -49,18 +50,28 @@ def greedy(
 
 def _start(p: Problem) -> Steps:
     steps = Steps(p)
+    # What went first may stand in the way of what would have saved more.
+    for safe in (p.safe, droppable(p.graph, p.ladders, p.tasks)):
+        if down(steps):
+            up(steps)
+            return steps
+        steps = Steps(p._replace(ladders=_without_zero(p, safe)))
     if not down(steps):
-        # What went first may stand in the way of what would have saved more.
-        sure = {
-            name: rungs if name in p.safe else [w for w in rungs if w]
-            for name, rungs in p.ladders.items()
-        }
-        steps = Steps(p._replace(ladders=sure))
-        if not down(steps):
-            missed = ", ".join(p.keys[i] for i in steps.above())
-            raise BudgetError(f"nothing that is left to cut saves {missed}")
+        missed = ", ".join(p.keys[i] for i in steps.above())
+        raise BudgetError(
+            f"nothing that is left to cut saves {missed}: the limits cannot be met "
+            "together; cutjax.feasible(graph, budget) shows what each alone allows"
+        )
     up(steps)
     return steps
+
+
+def _without_zero(p: Problem, safe: frozenset[str]) -> Ladders:
+    """Ladders on which only these groups may go whole."""
+    return {
+        name: rungs if name in safe else [w for w in rungs if w]
+        for name, rungs in p.ladders.items()
+    }
 
 
 def exchanged(steps: Steps, effort: int = EFFORT) -> Steps:

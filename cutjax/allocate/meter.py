@@ -122,6 +122,8 @@ class Meter:
 
     def set(self, name: str, width: int) -> None:
         """Give a group another width."""
+        if width == self.widths[name]:
+            return
         saved = self.saved(name, width)
         self._totals = [t - s for t, s in zip(self._totals, saved, strict=True)]
         self.widths[name] = width

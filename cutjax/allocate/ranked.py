@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cutjax.allocate.base import Problem, Widths, fits, problem
+from cutjax.allocate.base import Problem, Widths, problem
+from cutjax.allocate.meter import Meter
 from cutjax.budget import Budget
 from cutjax.errors import BudgetError
 from cutjax.graph import Graph
@@ -103,6 +104,7 @@ def _largest(
     p: Problem, scores: Mapping[str, np.ndarray], divided: Sequence[Sequence[str]]
 ) -> Widths:
     ranks = [_ranks(scores, names) for names in divided]
+    meter = Meter(p.graph, p.tasks, p.keys)
 
     def widths(share: float) -> Widths:
         found: Widths = {}
@@ -115,14 +117,20 @@ def _largest(
                 found[name] = nearest(p, name, count)
         return found
 
+    def fits(share: float) -> bool:
+        for name, width in widths(share).items():
+            meter.set(name, width)
+        pairs = zip(meter.amounts, p.limits, strict=True)
+        return all(amount <= most for amount, most in pairs)
+
     low, high = 0.0, 1.0
-    if fits(p, widths(high)):
+    if fits(high):
         return widths(high)
-    if not fits(p, widths(low)):
+    if not fits(low):
         raise BudgetError("the limits cannot be met together; see cutjax.feasible")
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if fits(p, widths(middle)) else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return widths(low)
 
 
