@@ -1,7 +1,7 @@
 """`plan`: from scores per task and a budget to the channels that stay."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,7 @@ from cutjax.budget import Budget
 from cutjax.cost import Cost, amounts
 from cutjax.errors import DataError, KeepError, suggest
 from cutjax.graph import Graph
-
-Normalize = Callable[[fusing.Scores, Graph], Mapping[str, np.ndarray]]
+from cutjax.normalize import Normalize
 
 
 class Claims(NamedTuple):
