@@ -12,7 +12,7 @@ from cutjax.fit import cross_entropy, fit
 from cutjax.losses import losses_for, of_numbers, spreads, summed
 from cutjax.metrics import accuracy
 from cutjax.models import MultiTaskResNet, eval_apply, init, train_apply
-from cutjax.recover.finetune import distillation, finetune, teach
+from cutjax.recover.finetune import distillation, finetune, frozen, teach
 
 
 def toy(n=400, scale=1.0):
@@ -192,3 +192,23 @@ def test_finetuning_recovers_a_number_whatever_its_unit(trained):
     before = accuracy(apply, hurt, data.test, tasks=("level",))["level"]
     after = accuracy(apply, better, data.test, tasks=("level",))["level"]
     assert before == 0 and after > 80
+
+
+def test_frozen_training_moves_weights_and_leaves_statistics(trained):
+    data, model, params = trained
+    taught = teach(eval_apply(model), params, data.train, tasks=("level",))
+    ends = {}
+    for name, train in (
+        ("frozen", frozen(eval_apply(model))),
+        ("following", train_apply(model)),
+    ):
+        ends[name], _ = finetune(
+            train, params, taught, tasks=("level",), epochs=1, batch_size=40,
+            progress=False,
+        )  # fmt: skip
+        after, before = (p["params"]["stem"]["kernel"] for p in (ends[name], params))
+        assert jnp.abs(after - before).max() > 0
+    mean = {k: v["batch_stats"]["norm_stem"]["mean"] for k, v in ends.items()}
+    before = params["batch_stats"]["norm_stem"]["mean"]
+    np.testing.assert_array_equal(mean["frozen"], before)
+    assert jnp.abs(mean["following"] - before).max() > 0

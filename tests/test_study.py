@@ -231,7 +231,7 @@ def test_the_page_names_what_was_not_won(tmp_path):
             entry["metrics"] = {t: v - 30 for t, v in entry["metrics"].items()}
     text = page.write(rows, tmp_path)[0].read_text()
     assert "in every comparison" not in text and "Not won:" in text
-    assert "| morpho | after fine-tuning | 0.2 | slant | mean | random |" in text
+    assert "| morpho | after fine-tuning | 0.1 | slant | mean | random |" in text
 
 
 def test_methods_of_a_table_share_its_subsets():

@@ -112,6 +112,34 @@ def _spreads(data: Split, tasks: Sequence[str]) -> dict[str, float]:
     return {task: spread or 1.0 for task, spread in found.items()}
 
 
+def frozen(
+    apply: Callable[..., Any], state: Sequence[str] = ("batch_stats",)
+) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """A function in training that leaves its statistics as they are.
+
+    A compensated network expects the statistics that it was fitted with. In batches of
+    its own it has others, because a fit is less spread out than what it was fitted to:
+    normalised by these it is another function, which a short training does not mend.
+
+    Args:
+        apply: the compact function in inference, `(params, x) -> outputs`.
+        state: top-level entries of `params` that are not trained.
+
+    Returns:
+        `(params, x) -> (outputs, updates)`, for `finetune` after `compensate`.
+
+    Example:
+        >>> train = frozen(lambda p, x: p["w"] * x, state=("seen",))
+        >>> train({"w": 2.0, "seen": 1.0}, 3.0)
+        (6.0, {'seen': 1.0})
+    """
+
+    def train_apply(params: Any, x: Any) -> tuple[Any, dict[str, Any]]:
+        return apply(params, x), {name: params[name] for name in state}
+
+    return train_apply
+
+
 def finetune(
     train_apply: Callable[..., tuple[Any, Any]],
     params: Any,
@@ -132,7 +160,8 @@ def finetune(
 
     Args:
         train_apply: the compact function in training, `(params, x) -> (outputs,
-            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`.
+            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`, or after
+            `compensate` better `frozen(small_apply)`.
         params: the compact parameters.
         data: training data from `teach`; nothing of it needs labels if `labels` is 0.
         tasks: the tasks to train.

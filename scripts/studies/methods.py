@@ -87,7 +87,7 @@ CUT_AT = {
 
 AT_STAKE = {
     "set_cards": (0.02, 0.01),
-    "morpho": (0.2, 0.1),
+    "morpho": (0.1, 0.05),
     "digits": (0.1, 0.05),
 }
 """Two budgets where the parent's accuracy is at stake even after fine-tuning; chosen on

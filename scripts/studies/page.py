@@ -41,7 +41,8 @@ typed by hand. {minutes}
 - *cut only*: channels removed, nothing else, on {some:,} test images.
   *compensated*: readers refitted in closed form on the calibration examples, without
   labels. *fine-tuned*: a short distillation from the parent without labels, the same
-  number of steps for all. Both on all test images.
+  number of steps for all; BatchNorm keeps its statistics where readers were refitted
+  to them, and follows the batches elsewhere. Both on all test images.
 - Scores are fused over tasks by their mean and widths found by `greedy`, where a name
   says nothing else. Pruning never sees validation or test images; the two budgets *at
   stake* were chosen on validation images.

@@ -16,6 +16,7 @@ from cutjax.metrics import accuracy
 from cutjax.models import init
 from cutjax.pareto import worst_case
 from cutjax.recipes import reinitialise
+from cutjax.recover.finetune import frozen
 from cutjax.shrink import cut, mask, shrink
 from studies import parents, real
 from studies.grid import Cell
@@ -210,8 +211,11 @@ def _distilled(p: Parent, keep: Any, cell: Cell, root: Path) -> dict[str, Any]:
     split = taught(cell.data, root)
     steps, size = RECIPES[cell.data].distil, RECIPES[cell.data].batch_size
     rows = np.random.default_rng([11, cell.seed]).permutation(len(split.x))
+    # Fitted readers expect the statistics they were fitted with; others need new ones.
+    fitted = cell.method.compensate
+    train = shrink(p.train_apply, p.graph, keep, cell.tasks)
     small, _ = cj.finetune(
-        shrink(p.train_apply, p.graph, keep, cell.tasks),
+        frozen(apply) if fitted else train,
         small,
         take(split, rows[: steps * size]),
         tasks=cell.tasks,
