@@ -122,7 +122,14 @@ def check_activations(cj: Any, name: str, tasks: tuple[str, ...] | None = None) 
     assert found == counted(small, params, *net.inputs)
 
 
-@pytest.mark.parametrize("name", list(NETS))
+@pytest.mark.parametrize(
+    "name",
+    # Every other net; the rest with `pytest -m slow`.
+    [
+        n if i % 2 == 0 else pytest.param(n, marks=pytest.mark.slow)
+        for i, n in enumerate(NETS)
+    ],
+)
 def test_activations_are_what_is_counted(name):
     check_activations(CJ, name)
 

@@ -26,6 +26,7 @@ from cutjax.feasible import droppable, feasible, ladders_of
 from cutjax.flow import Flow, Node, alive
 from cutjax.graph_json import graph_from_json, graph_to_json
 
+SLOW = pytest.mark.slow
 NAMES = list(NETS)
 
 
@@ -62,7 +63,11 @@ def check_gone(cj: Any, net: Net, gone: Iterable[str]) -> None:
     assert graph.cost(keep).params == left
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # Every third net; the others with `pytest -m slow`.
+    [n if i % 3 == 0 else pytest.param(n, marks=SLOW) for i, n in enumerate(NAMES)],
+)
 def test_without_all_that_may_go_the_cut_is_the_mask(name):
     if not together(name):
         pytest.skip("every group is needed")

@@ -216,5 +216,5 @@ def test_agreement_equals_set_operations():
     assert found.pairs["a", "c"] == len(a & c) / len(a | c)
     assert found.alone["b"] == len(b - a - c)
     assert sum(found.votes) == 40 and found.votes[3] == len(a & b & c)
-    with pytest.raises(KeepError, match="differ in '(g|h)'"):
+    with pytest.raises(KeepError, match=r"differ in '(g|h)'"):
         agreement({**keeps, "d": {"h": np.ones(2, bool)}})

@@ -105,13 +105,14 @@ def check_near_optimum(allocate: Callable, cases: int = CASES) -> None:
     assert min(found) >= 0.98, (int(np.argmin(found)), min(found))
 
 
-def test_greedy_is_within_two_percent_of_the_optimum():
-    check_near_optimum(greedy)
+@pytest.mark.parametrize("cases", [15, pytest.param(CASES, marks=pytest.mark.slow)])
+def test_greedy_is_within_two_percent_of_the_optimum(cases):
+    check_near_optimum(greedy, cases)
 
 
 def test_the_oracle_agrees_with_trying_everything():
-    tried = [seed for seed in range(CASES) if ladder_size(seed) < 3000]
-    assert len(tried) >= 8
+    tried = [seed for seed in range(CASES) if ladder_size(seed) < 1000]
+    assert len(tried) >= 4
     for seed in tried:
         assert optimum(seed) == pytest.approx(milp.by_trying(*case(seed)), rel=2e-4)
 
@@ -124,7 +125,7 @@ def ladder_size(seed: int) -> int:
 @pytest.mark.parametrize("allocate", [uniform, threshold, nested])
 def test_saboteur_no_exchange_is_farther_from_the_optimum(allocate):
     with pytest.raises(AssertionError):
-        check_near_optimum(allocate, cases=25)
+        check_near_optimum(allocate, cases=15)
 
 
 # What is left of the budget. --------------------------------------------------------

@@ -32,8 +32,10 @@ LAYERS = [
         ),
         *("resize", "trace", "shrink", "gate"),
     },
-    {"readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan", "graph_json"}
-    | {"isomorphic", "feasible", "normalize", "pareto", "agreement"},
+    {
+        *("readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan"),
+        *("graph_json", "isomorphic", "feasible", "normalize", "pareto", "agreement"),
+    },
     {"sparse", "stochastic", "schedule", "recipes"},
     {"data", "models", "fit", "losses", "metrics", "_resume"},
     {"recover", "merge", "bank"},

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
 from cutjax import allocate, criteria, fuse, normalize
 from cutjax.budget import Budget
 from cutjax.data import Split, batches, take
 from cutjax.errors import BudgetError, DataError
 from cutjax.graph import Graph
+from cutjax.losses import losses_for
 from cutjax.metrics import accuracy, named
 from cutjax.pareto import worst_case
 from cutjax.plan import PlanInfo, plan
@@ -88,11 +88,8 @@ def checked(args: Any) -> Settings:
 
 def _criterion(name: str, seed: int) -> Any:
     """A criterion by name; what draws, by the seed."""
-    drawn: dict[str, dict[str, Any]] = {
-        "random": {"seed": seed},
-        "hessian": {"samples": 8, "seed": seed},
-    }
-    return criteria.ALL[name](**drawn.get(name, {}))
+    draws = name in ("random", "hessian")
+    return criteria.ALL[name](**({"seed": seed} if draws else {}))
 
 
 def _planner(args: Any) -> Callable[..., Any]:
@@ -129,7 +126,7 @@ def compact(job: Job, s: Settings) -> Result:
     graph = graph_of(job.apply, job.params, job.dataset)
     tasks = graph.check_tasks(s.tasks or tuple(job.dataset.tasks))
     data = _calibration(job, s)
-    losses = dict.fromkeys(tasks, _cross_entropy)
+    losses = losses_for(job.dataset, tasks)
     full = (job.apply, job.params, graph)
     scores = saliency(*full, losses, data, criterion=s.criterion, progress=s.progress)
     clock.note("score")
@@ -183,10 +180,6 @@ def _calibration(job: Job, s: Settings) -> list[Any]:
     rows = np.random.default_rng(s.seed).permutation(len(split.x))[: s.calibration]
     chosen = take(split, rows)
     return list(batches(chosen, min(BATCH, len(rows)), drop_last=True))
-
-
-def _cross_entropy(logits: Any, labels: Any) -> Any:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def _distilled(

@@ -18,14 +18,14 @@ from cutjax.saliency.taylor import by_task
 
 
 @criterion
-def hessian(samples: int | None = None, seed: int = 0, chunk: int = 16) -> Criterion:
+def hessian(samples: int | None = 8, seed: int = 0, chunk: int = 16) -> Criterion:
     """Second-order change of the loss when a channel is scaled away, H_cc / 2.
 
     Args:
-        samples: None for the exact diagonal by forward over reverse, one product per
-            channel; else Hutchinson's estimate from so many Rademacher vectors v, the
-            mean of v * Hv, whose variance is the sum over d != c of H_cd^2, divided by
-            `samples`. The vectors are the same for all batches.
+        samples: Hutchinson's estimate from so many Rademacher vectors v, the mean of v
+            * Hv, whose variance is the sum over d != c of H_cd^2, divided by `samples`.
+            The vectors are the same for all batches. None for the exact diagonal by
+            forward over reverse, one product per channel: for tiny networks.
         seed: of the vectors.
         chunk: products of the exact diagonal taken side by side.
 
