@@ -249,6 +249,46 @@ def test_methods_of_a_table_share_its_subsets():
 # Work. ------------------------------------------------------------------------------
 
 
+def test_data_that_are_not_there_are_left_out_with_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "SHARED", tmp_path / "nowhere")
+    with pytest.raises(real.Absent, match="set_cards is left out: no folder"):
+        real.load("set_cards", tmp_path)
+    with pytest.raises(real.Absent, match="nowhere/mnist"):
+        real.load("morpho", tmp_path)
+
+
+@pytest.mark.skipif(not real.SHARED.is_dir(), reason=f"no {real.SHARED}")
+def test_morpho_is_split_by_index_and_standardised_on_training_rows(tmp_path):
+    data = real.load("morpho", tmp_path)
+    assert [len(getattr(data, s).x) for s in real.SPLITS] == [6000, 1000, 1000, 2000]
+    assert data.tasks == {"digit": 10, "thickness": 0, "slant": 0, "width": 0}
+    for task in real.NUMBERS:
+        train = data.train.y[task]
+        assert abs(train.mean()) < 1e-4 and train.std() == pytest.approx(1, abs=1e-4)
+        assert abs(data.test.y[task].mean()) > 1e-3  # not by its own mean
+    ink = data.test.x.sum((1, 2, 3))
+    assert np.corrcoef(ink, data.test.y["thickness"])[0, 1] > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not real.SHARED.is_dir(), reason=f"no {real.SHARED}")
+def test_cards_of_one_photo_stay_in_one_split(tmp_path):
+    import csv
+
+    from cutjax.data.arrays import split_rows
+
+    data = real.load("set_cards", tmp_path)
+    with open(real.SHARED / "set_cards" / "labels.csv", newline="") as file:
+        photos = [row["photo"] for row in csv.DictReader(file)]
+    rows = split_rows(photos, real.FRACTIONS, 0)
+    owners = [{photos[i] for i in rows[s]} for s in real.SPLITS]
+    assert sum(map(len, owners)) == len(set(photos))
+    assert [len(rows[s]) for s in real.SPLITS] == [
+        len(getattr(data, s).x) for s in real.SPLITS
+    ]
+    assert data.train.x.shape[1:] == (64, 40, 3) and 0.2 < data.train.x.mean() < 0.9
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A parent of a few channels, its scores in a file, and the worker's functions."""
@@ -337,43 +377,3 @@ def test_a_budget_that_cannot_be_met_is_a_row_that_says_so(tiny):
 
 
 # Data. ------------------------------------------------------------------------------
-
-
-def test_data_that_are_not_there_are_left_out_with_a_word(tmp_path, monkeypatch):
-    monkeypatch.setattr(real, "SHARED", tmp_path / "nowhere")
-    with pytest.raises(real.Absent, match="set_cards is left out: no folder"):
-        real.load("set_cards", tmp_path)
-    with pytest.raises(real.Absent, match="nowhere/mnist"):
-        real.load("morpho", tmp_path)
-
-
-@pytest.mark.skipif(not real.SHARED.is_dir(), reason=f"no {real.SHARED}")
-def test_morpho_is_split_by_index_and_standardised_on_training_rows(tmp_path):
-    data = real.load("morpho", tmp_path)
-    assert [len(getattr(data, s).x) for s in real.SPLITS] == [6000, 1000, 1000, 2000]
-    assert data.tasks == {"digit": 10, "thickness": 0, "slant": 0, "width": 0}
-    for task in real.NUMBERS:
-        train = data.train.y[task]
-        assert abs(train.mean()) < 1e-4 and train.std() == pytest.approx(1, abs=1e-4)
-        assert abs(data.test.y[task].mean()) > 1e-3  # not by its own mean
-    ink = data.test.x.sum((1, 2, 3))
-    assert np.corrcoef(ink, data.test.y["thickness"])[0, 1] > 0.6
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not real.SHARED.is_dir(), reason=f"no {real.SHARED}")
-def test_cards_of_one_photo_stay_in_one_split(tmp_path):
-    import csv
-
-    from cutjax.data.arrays import split_rows
-
-    data = real.load("set_cards", tmp_path)
-    with open(real.SHARED / "set_cards" / "labels.csv", newline="") as file:
-        photos = [row["photo"] for row in csv.DictReader(file)]
-    rows = split_rows(photos, real.FRACTIONS, 0)
-    owners = [{photos[i] for i in rows[s]} for s in real.SPLITS]
-    assert sum(map(len, owners)) == len(set(photos))
-    assert [len(rows[s]) for s in real.SPLITS] == [
-        len(getattr(data, s).x) for s in real.SPLITS
-    ]
-    assert data.train.x.shape[1:] == (64, 40, 3) and 0.2 < data.train.x.mean() < 0.9

@@ -10,6 +10,8 @@ from pathlib import Path
 from studies import grid, pool, store
 from studies.real import NAMES, Absent, load
 
+STAGES = tuple(grid.WEIGHTS)
+
 
 def main() -> int:
     """Works off what is missing, then writes the page."""
@@ -33,6 +35,7 @@ def arguments() -> argparse.Namespace:
     add("--data", nargs="+", choices=NAMES, default=NAMES, help="data sets")
     add("--quick", action="store_true", help="a few cells of every stage")
     add("--full", action="store_true", help="the whole factorial")
+    add("--stages", nargs="+", choices=STAGES, default=STAGES, help="stages")
     add("--workers", type=int, help="processes; default: one per core, at most 8")
     add("--out", type=Path, default=Path("runs/study"), help="where results are kept")
     add("--docs", type=Path, default=Path("docs"), help="where the page is written")
@@ -45,7 +48,10 @@ def run(options: argparse.Namespace, results: Path, size: str) -> None:
     began = time.perf_counter()
     done = {row["key"] for row in store.read(results)}
     chosen = [name for name in options.data if there(name, options.out)]
-    todo = {name: grid.cells(name, size=size) for name in chosen}
+    todo = {
+        name: [c for c in grid.cells(name, size=size) if c.stage in options.stages]
+        for name in chosen
+    }
     todo = {n: [c for c in cells if c.key not in done] for n, cells in todo.items()}
     known = [n for n in chosen if f"{n}|parent" in done]
     pool.work(todo, known, results, workers=options.workers, seeds=grid.seeds(size))

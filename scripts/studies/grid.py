@@ -65,10 +65,11 @@ def _rows(data: str, size: str) -> Plan:
     if size == "quick":
         yield from _quick(data)
         return
+    # What decides most comes first: a study that is stopped has said the most.
+    yield from _distilled(data, full=size == "full")
+    yield from _compensated(data, full=size == "full")
     yield from _before(data, full=size == "full")
     yield from _parts(data, full=size == "full")
-    yield from _compensated(data, full=size == "full")
-    yield from _distilled(data, full=size == "full")
 
 
 def _quick(data: str) -> Plan:
@@ -128,11 +129,10 @@ def _compensated(data: str, *, full: bool) -> Plan:
     """Criteria after compensation; fewer tasks pay then, too."""
     tasks, (_, pair) = TASKS[data], SUBSETS[data]
     at = methods.AT_STAKE[data]
-    few = (DEFAULT, *(BASELINES[n]._replace(compensate=True) for n in ("random", "l1")))
     for budget in methods.BUDGETS[2:] if full else at:
         for method in methods.COMPENSATED:
             yield "compensated", method, tasks, budget
-        for method in methods.COMPENSATED if full else few:
+        for method in methods.COMPENSATED if full else (DEFAULT,):
             yield "compensated", method, pair, budget
     for task in tasks:
         for budget in at:
@@ -144,7 +144,7 @@ def _distilled(data: str, *, full: bool) -> Plan:
     chosen = (DEFAULT, *BASELINES.values(), CONTROL)
     # With compensation before it, what does the choice of channels still matter?
     helped = tuple(BASELINES[n]._replace(compensate=True) for n in ("random", "taylor"))
-    for subset in (tasks, pair, one) if full else (tasks, pair):
+    for subset in (tasks, pair, one) if full else (tasks,):
         for budget in methods.AT_STAKE[data]:
             least = subset == tasks and budget == methods.AT_STAKE[data][-1]
             for method in chosen + helped * (full or least):
