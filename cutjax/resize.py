@@ -176,18 +176,19 @@ class Evaluator:
         """Outputs of a frame on small inputs."""
         env = dict(zip(frame.jaxpr.invars, args, strict=True))
         for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
-            env[var] = self._cut_const(const, frame.values[var])
+            env[var] = self.cut_const(const, frame.values[var])
 
         def read(atom):
             return atom.val if isinstance(atom, Literal) else env[atom]
 
         for index, eqn in enumerate(frame.jaxpr.eqns):
             with scope_of(eqn):
-                outs = self._step(frame, index, eqn, [read(a) for a in eqn.invars])
+                outs = self.step(frame, index, eqn, [read(a) for a in eqn.invars])
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in frame.jaxpr.outvars]
 
-    def _step(self, frame: Frame, index: int, eqn: Any, args: list[Any]) -> list[Any]:
+    def step(self, frame: Frame, index: int, eqn: Any, args: list[Any]) -> list[Any]:
+        """Outputs of one equation of a frame on small operands."""
         ins = [frame.read(atom) for atom in eqn.invars]
         outs = [frame.values[var] for var in eqn.outvars]
         site, sub = frame.sites.get(index), frame.subs.get(index)
@@ -238,7 +239,8 @@ class Evaluator:
             )
         return self._plain[id(frame)]
 
-    def _cut_const(self, const: Any, value: Value) -> Any:
+    def cut_const(self, const: Any, value: Value) -> Any:
+        """What is left of a full-size array, such as a constant of the function."""
         for axis, d in enumerate(value.dims):
             if self.k.count(d) != d.size:
                 const = jax.numpy.take(const, np.flatnonzero(self.k.mask(d)), axis)

@@ -124,13 +124,13 @@ def segment(prog: Program, number: int) -> Callable[..., tuple]:
             args = [_read(child, atom) for atom in eqns[index].invars]
             if number and index == start:
                 args[1 - prog.reader(index).site.at] = kernel
-            outs = prog.evaluator._step(prog.frame, index, eqns[index], args)
+            outs = prog.evaluator.step(prog.frame, index, eqns[index], args)
             child.update(zip(eqns[index].outvars, outs, strict=True))
         ids = prog.numbers
         left = {ids[v]: Pair(parent.get(v), child.get(v)) for v in alive_after}
         (out,) = eqns[stop].outvars
         left[ids[out]] = Pair(parent[out], None)
-        made = prog.evaluator._cut_const(parent[out], prog.frame.values[out])
+        made = prog.evaluator.cut_const(parent[out], prog.frame.values[out])
         operands = eqns[stop].invars
         read = Pair(_read(parent, operands[at]), _read(child, operands[at]))
         kernels = Pair(_read(parent, operands[1 - at]), _read(child, operands[1 - at]))
@@ -156,7 +156,7 @@ def _env(
     env = dict(zip(jaxpr.invars, params, strict=False))
     for var, const in zip(jaxpr.constvars, prog.frame.consts, strict=True):
         value = prog.frame.values[var]
-        env[var] = prog.evaluator._cut_const(const, value) if side else const
+        env[var] = prog.evaluator.cut_const(const, value) if side else const
     env.update(
         {named[i]: pair[side] for i, pair in alive.items() if pair[side] is not None}
     )
@@ -198,7 +198,7 @@ def pull_back(prog: Program, index: int, kernel: Any, like: Any) -> Any:
         env = {prog.frame.jaxpr.invars[param]: value}
         for i in reversed(chain):
             args = [_read(env, atom) for atom in eqns[i].invars]
-            outs = prog.evaluator._step(prog.frame, i, eqns[i], args)
+            outs = prog.evaluator.step(prog.frame, i, eqns[i], args)
             env.update(zip(eqns[i].outvars, outs, strict=True))
         return env[target]
 
