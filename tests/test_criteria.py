@@ -509,7 +509,7 @@ def test_a_pass_that_was_interrupted_goes_on(graph):
     for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     got = criteria.finish(*args, criteria=small, state=rest)
-    check(got["taylor"], cj.saliency(*args, data, **QUIET), rtol=1e-5)
+    check(got["taylor"], cj.taylor(*args, data, **QUIET), rtol=1e-5)
     with pytest.raises(DataError, match="nothing was gathered for 'fisher'"):
         criteria.finish(*args, criteria={"fisher": cj.fisher()}, state=rest)
 

@@ -510,7 +510,7 @@ def test_saliency_calls_any_criterion(conv_graph):
     assert got["smile"]["c2:3"].tolist() == [0, 1, 2, 3, 4]
     data = [conv_data(3)]
     default = cj.saliency(conv_net, CONV, conv_graph, LOSSES, data, **QUIET)
-    want = cj.taylor(conv_net, CONV, conv_graph, LOSSES, data, **QUIET)
+    want = cj.joint(conv_net, CONV, conv_graph, LOSSES, data, **QUIET)
     np.testing.assert_array_equal(default["age"]["c1:3"], want["age"]["c1:3"])
 
 

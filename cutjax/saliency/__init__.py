@@ -46,7 +46,7 @@ def saliency(
     losses: Mapping[str, Loss],
     batches: Iterable[Batch],
     *,
-    criterion: Family | Criterion | Own | Many = taylor,
+    criterion: Family | Criterion | Own | Many = joint,
     batch_size: int | None = None,
     sharding: Any = None,
     progress: bool = True,
@@ -61,7 +61,8 @@ def saliency(
         batches: `(x, {task: target})`, of calibration data.
         criterion: of `cutjax.criteria`: `taylor`, `joint(damping=1e-2)`, ...; several
             (a mapping or a sequence) share the pass; or a function of your own,
-            `f(apply, params, graph, losses, batches, progress=...)`.
+            `f(apply, params, graph, losses, batches, progress=...)`. Not given, the one
+            that kept the most in the study (docs/study.md).
         batch_size: examples per step, whatever the sizes of the batches; not given,
             that of the first batch.
         sharding: of the examples over devices, `NamedSharding(mesh, P("data"))`.
