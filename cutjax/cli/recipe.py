@@ -88,8 +88,8 @@ def checked(args: Any) -> Settings:
 
 def _criterion(name: str, seed: int) -> Any:
     """A criterion by name; what draws, by the seed."""
-    draws = name in ("random", "hessian")
-    return criteria.ALL[name](**({"seed": seed} if draws else {}))
+    make = criteria.ALL[name].make
+    return make(seed=seed) if name in ("random", "hessian") else make()
 
 
 def _planner(args: Any) -> Callable[..., Any]:
