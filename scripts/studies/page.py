@@ -83,9 +83,10 @@ def write(rows: Iterable[dict[str, Any]], docs: Path) -> list[Path]:
 
 
 def _head(rows: list[dict[str, Any]], figures: list[Figure]) -> str:
-    runs = [row["minutes"] for row in rows if row["key"].startswith("run|")]
+    # Of the processor: the machine is shared, and a run may have been interrupted.
+    spent = sum(row.get("cpu", row.get("seconds", 0.0)) for row in rows) / 60
     minutes = (
-        f"{len(figures):,} figures, {sum(runs):.0f} minutes in {len(runs)} run(s)."
+        f"{len(figures):,} figures, {spent:.0f} minutes of one core, parents included."
     )
     seeds = len({f.seed for f in figures})
     return HEAD.format(minutes=minutes, seeds=seeds, some=IMAGES)

@@ -62,7 +62,8 @@ def by_budget(ax: Axes, figures: list[Figure]) -> None:
     ax.set_ylabel("points lost, mean over tasks", fontsize=9)
     ax.set_ylim(min(0, *tops) - 2, max(tops) * 1.05 + 1)
     ax.set_title("cut only, by criterion", fontsize=10)
-    ax.legend(fontsize=8, frameon=False)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8, frameon=False)
     _plain(ax)
 
 
