@@ -111,7 +111,7 @@ def mean(
         KeepError: weights that name other tasks, are negative, or sum to zero.
     """
     weights = dict.fromkeys(scores, 1.0) if weights is None else weights
-    given = list(weights.values())
+    given = [0.0, *weights.values()]
     if set(weights) != set(scores) or min(given) < 0 or not 0 < sum(given) < math.inf:
         raise KeepError(
             f"weights {dict(weights)} do not fit tasks {list(scores)}: one per task, "

@@ -48,6 +48,9 @@ FUSES: dict[str, Callable] = {
     "majority": fuse.majority,
     "intersection": fuse.intersection,
     "mean": fuse.mean,
+    "maximum": fuse.maximum,
+    "minimum": fuse.minimum,
+    "geometric": fuse.geometric,
 }
 each = pytest.mark.parametrize("name", FUSES)
 

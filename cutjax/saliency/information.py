@@ -103,7 +103,7 @@ def _kernel(
     spread = values.std(0)
     scaled = (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)
     apart = scaled.T[:, :, None] - scaled.T[:, None, :]
-    return np.exp(-(apart**2) / (2 * variance)).astype(np.float32)
+    return np.exp(-(apart**2) / (2 * variance))
 
 
 def _information(
