@@ -19,6 +19,7 @@ from cutjax.saliency import (
     lamp,
     linf,
     mean_activation,
+    members as members,
     mutual_information,
     random,
     snip,
