@@ -1,7 +1,8 @@
 """All criteria by name, and what is needed to write one more.
 
-cj.saliency(..., criterion=cj.criteria.joint(damping=1e-2))
-cj.saliency(..., criterion=cj.criteria.ALL)          # all of them, one pass
+Say `cj.saliency(..., criterion=cj.criteria.joint(damping=1e-2))` for one, `(cj.taylor,
+cj.criteria.snip(reduce=cj.criteria.members.average))` for several in one pass, `ALL` for
+all of them.
 """
 
 from cutjax.saliency import (
