@@ -1,8 +1,8 @@
 """All criteria by name, and what is needed to write one more.
 
 Say `cj.saliency(..., criterion=cj.criteria.joint(damping=1e-2))` for one, `(cj.taylor,
-cj.criteria.snip(reduce=cj.criteria.members.average))` for several in one pass, `ALL` for
-all of them.
+cj.criteria.snip(reduce=cj.criteria.members.average))` for several in one pass, or
+`ALL`.
 """
 
 from cutjax.saliency import (
