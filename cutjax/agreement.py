@@ -1,6 +1,6 @@
 """Which channels tasks share: the agreement of several keeps, group by group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -50,20 +50,36 @@ def agreement(keeps: Mapping[str, Keep]) -> dict[str, Agreement]:
         if set(keep) != set(first):
             odd = sorted(set(keep) ^ set(first))[0]
             raise KeepError(f"the keep of {task!r} and the first differ in {odd!r}")
-    return {name: _of({t: k[name] for t, k in keeps.items()}) for name in first}
+    return {name: compared({t: k[name] for t, k in keeps.items()}) for name in first}
 
 
-def _of(masks: Mapping[str, np.ndarray]) -> Agreement:
+def compared(masks: Mapping[str, np.ndarray]) -> Agreement:
+    """How far the tasks agree on the channels of one group.
+
+    Args:
+        masks: per task, bool[n].
+
+    Returns:
+        The agreement.
+    """
     rows = {task: np.asarray(mask, bool) for task, mask in masks.items()}
     votes = np.sum(list(rows.values()), axis=0)
     return Agreement(
-        iou=_iou(list(rows.values())),
-        pairs={(a, b): _iou([rows[a], rows[b]]) for a, b in combinations(rows, 2)},
+        iou=iou(list(rows.values())),
+        pairs={(a, b): iou([rows[a], rows[b]]) for a, b in combinations(rows, 2)},
         votes=tuple(np.bincount(votes, minlength=len(rows) + 1).tolist()),
         alone={t: int((row & (votes == 1)).sum()) for t, row in rows.items()},
     )
 
 
-def _iou(masks: list[np.ndarray]) -> float:
+def iou(masks: Sequence[np.ndarray]) -> float:
+    """Kept by all over kept by any; 1 where nothing is kept.
+
+    Args:
+        masks: of one shape.
+
+    Returns:
+        Between 0 and 1.
+    """
     any_ = np.logical_or.reduce(masks).sum()
     return float(np.logical_and.reduce(masks).sum() / any_) if any_ else 1.0

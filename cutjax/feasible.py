@@ -83,7 +83,7 @@ def feasible(
     ladders = ladders_of(graph, names, chosen, rules)
     safe = droppable(graph, ladders, chosen)
     least = {n: _end(ladder, n in safe) for n, ladder in ladders.items()}
-    half = {n: _nearest(ladder, ladder[0] / 2) for n, ladder in ladders.items()}
+    half = {n: closest(ladder, ladder[0] / 2) for n, ladder in ladders.items()}
     full = amounts(graph, {}, chosen)
     asked = {} if budget is None else budget.limits(_known(budget, full))
     low, middle = (amounts(graph, widths, chosen) for widths in (least, half))
@@ -139,5 +139,6 @@ def _end(ladder: list[int], may_go: bool) -> int:
     return ladder[-1] if may_go or ladder[-1] else ladder[-2]
 
 
-def _nearest(ladder: Sequence[int], width: float | int) -> int:
+def closest(ladder: Sequence[int], width: float | int) -> int:
+    """The rung nearest to a width; the lower one of two as near."""
     return min(ladder, key=lambda w: (abs(w - width), w))

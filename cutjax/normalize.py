@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float
 
-from cutjax.allocate import Meter
+from cutjax.allocate.meter import channel_savings
 from cutjax.graph import Graph
 from cutjax.isomorphic import classes
 
@@ -91,13 +91,12 @@ def per_cost(resource: str = "params") -> Normalize:
     """
 
     def normalize(scores: Scores, graph: Graph) -> dict[str, np.ndarray]:
-        meter = Meter(graph, graph.tasks, (resource,))
-        out = {}
-        for name, values in scores.items():
-            size = graph[name].size
-            cost = meter.saving(name, size - 1)[resource] if size > 1 else 0
-            out[name] = _over(values, float(cost))
-        return out
+        costs = channel_savings(graph, graph.tasks, resource)
+        # A group of one channel has no other to be weighed against.
+        return {
+            name: _over(values, float(costs[name]) if graph[name].size > 1 else 0.0)
+            for name, values in scores.items()
+        }
 
     return normalize
 

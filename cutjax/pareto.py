@@ -4,6 +4,7 @@ What a task loses by a plan is predicted from its own scores: the sum over the c
 that go, relative to the task's loss where that is given, else to the sum over all.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -171,8 +172,7 @@ def point(
 def _grid(tasks: tuple[str, ...]) -> list[dict[str, float]]:
     """All tasks alike, then every pair from one task to the other."""
     out = [dict.fromkeys(tasks, 1 / len(tasks))]
-    for i, a in enumerate(tasks):
-        for b in tasks[i + 1 :]:
-            for share in np.linspace(0, 1, 9):
-                out.append({**dict.fromkeys(tasks, 0.0), a: 1 - share, b: share})
+    for a, b in itertools.combinations(tasks, 2):
+        for share in np.linspace(0, 1, 9):
+            out.append({**dict.fromkeys(tasks, 0.0), a: 1 - share, b: share})
     return [{t: float(w) for t, w in weights.items()} for weights in out]

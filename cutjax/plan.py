@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cutjax import fuse as fusing
+from cutjax.agreement import compared
 from cutjax.allocate import Allocate, greedy
 from cutjax.budget import Budget
 from cutjax.cost import Cost, amounts
@@ -194,7 +195,5 @@ def _best(scores: np.ndarray, width: int) -> np.ndarray:
 def _claims(
     scores: Mapping[str, Mapping[str, np.ndarray]], name: str, width: int
 ) -> Claims:
-    masks = {task: _best(groups[name], width) for task, groups in scores.items()}
-    votes = np.sum(list(masks.values()), axis=0)
-    alone = {task: int((mask & (votes == 1)).sum()) for task, mask in masks.items()}
-    return Claims(alone, int((votes > 1).sum()), int((votes == 0).sum()))
+    found = compared({t: _best(groups[name], width) for t, groups in scores.items()})
+    return Claims(found.alone, shared=sum(found.votes[2:]), nobody=found.votes[0])

@@ -21,7 +21,7 @@ from cutjax.errors import BudgetError, KeepError, suggest
 from cutjax.graph import Graph
 from cutjax.mirror import path_name
 from cutjax.plan import plan
-from cutjax.shrink import cut, mask, shrink
+from cutjax.shrink import cut, mask, shrink, take
 from cutjax.trace import trace
 
 Score = Callable[[Callable[..., Any], Any, Graph], Mapping[str, Mapping[str, Any]]]
@@ -255,7 +255,7 @@ def cut_again(params: Any, graph: Graph, keep: Keep, smaller: Keep) -> Any:
         for i, axis in enumerate(graph.axes[path_name(path)]):
             stays = kept(axis, smaller)[kept(axis, keep)]
             if not stays.all():
-                leaf = leaf.take(np.flatnonzero(stays), axis=i)
+                leaf = take(leaf, np.flatnonzero(stays), i)
         return leaf
 
     return jax.tree_util.tree_map_with_path(visit, params)

@@ -92,17 +92,17 @@ def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
         MismatchError: the parameters do not match the graph.
     """
 
-    def take(leaf: Any, axes: Axes) -> Any:
+    def narrow(leaf: Any, axes: Axes) -> Any:
         for i, axis in enumerate(axes):
             stays = kept(axis, keep)
             if not stays.all():
-                leaf = _take(leaf, np.flatnonzero(stays), i)
+                leaf = take(leaf, np.flatnonzero(stays), i)
         return leaf
 
-    return _map_members(take, params, graph, keep)
+    return _map_members(narrow, params, graph, keep)
 
 
-def _take(leaf: Any, index: np.ndarray, axis: int) -> Any:
+def take(leaf: Any, index: np.ndarray, axis: int) -> Any:
     """Some positions of an axis; on the host where that saves compiling a gather."""
     if isinstance(leaf, np.ndarray):
         return np.take(leaf, index, axis=axis)

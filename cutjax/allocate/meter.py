@@ -57,6 +57,21 @@ def polynomial(
     return out
 
 
+def channel_savings(graph: Graph, tasks: tuple[str, ...], key: str) -> dict[str, int]:
+    """What one channel of each free group of the full model saves.
+
+    Args:
+        graph: the graph.
+        tasks: whose cost counts.
+        key: of `cost.key_of`.
+
+    Returns:
+        Per free group.
+    """
+    meter = Meter(graph, tasks, (key,))
+    return {g.name: meter.saving(g.name, g.size - 1)[key] for g in graph.free}
+
+
 class Meter:
     """Amounts of resources at the widths so far, and what a change would save.
 

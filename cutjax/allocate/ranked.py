@@ -17,6 +17,7 @@ from cutjax.allocate.base import Problem, Widths, problem
 from cutjax.allocate.meter import Meter
 from cutjax.budget import Budget
 from cutjax.errors import BudgetError
+from cutjax.feasible import closest
 from cutjax.graph import Graph
 from cutjax.isomorphic import classes
 
@@ -146,4 +147,4 @@ def nearest(p: Problem, name: str, count: float | int) -> int:
     rungs = p.ladders[name]
     if rungs[-1] == 0 and name not in p.safe:
         rungs = rungs[:-1]
-    return min(rungs, key=lambda w: (abs(w - count), w))
+    return closest(rungs, count)

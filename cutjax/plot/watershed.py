@@ -38,7 +38,8 @@ def agreement(keeps: Mapping[str, Keep]) -> Figure:
     at = np.arange(len(names))
     fig = style.figure(max(4.5, 1.5 + 0.32 * len(names)), 4.4)
     upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(1.2, 1))
-    pairs = {p: [a.pairs[p] for a in found.values()] for p in _pairs(keeps)}
+    every = next(iter(found.values())).pairs
+    pairs = {p: [a.pairs[p] for a in found.values()] for p in every}
     if len(pairs) <= _LINES and len(keeps) > 2:
         for i, ((a, b), values) in enumerate(pairs.items()):
             colour = style.GROUPS[i % len(style.GROUPS)]
@@ -59,11 +60,6 @@ def agreement(keeps: Mapping[str, Keep]) -> Figure:
         ax.tick_params(labelsize=7.5)
         ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
-
-
-def _pairs(keeps: Mapping[str, Keep]) -> list[tuple[str, str]]:
-    tasks = list(keeps)
-    return [(a, b) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
 
 
 def _votes(ax, at: np.ndarray, votes: list[tuple[int, ...]]) -> None:

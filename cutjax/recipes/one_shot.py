@@ -14,8 +14,8 @@ from cutjax.fuse import Fuse, Scores, mean, union, vote
 from cutjax.graph import Graph
 from cutjax.normalize import Normalize, none
 from cutjax.plan import PlanInfo, plan
+from cutjax.saliency import saliency
 from cutjax.saliency.criterion import Criterion
-from cutjax.saliency.gather import score
 from cutjax.saliency.stream import Batch, Loss
 
 
@@ -102,9 +102,8 @@ def prune(
         [False, True, False]
     """
     chosen = graph.check_tasks(tuple(losses) if tasks is None else tasks)
-    named = {recipe.name: recipe.criterion}
     full = (apply, params, graph, losses, batches)
-    found = score(*full, criteria=named, progress=progress)[recipe.name]
+    found = saliency(*full, criterion=recipe.criterion, progress=progress)
     return planned(recipe, graph, found, budget=budget, tasks=chosen)
 
 

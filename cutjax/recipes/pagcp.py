@@ -18,7 +18,7 @@ from cutjax.dims import Keep
 from cutjax.errors import BudgetError
 from cutjax.gate import gate
 from cutjax.graph import Graph
-from cutjax.saliency.stream import Batch, Loss, padded, task_losses
+from cutjax.saliency.stream import Batch, Loss, alone, padded, task_losses
 
 Losses = dict[str, float]
 
@@ -72,8 +72,7 @@ def task_losses_at(
     @jax.jit
     def step(gates, params, inputs, targets, weights):
         def one(inputs, targets):
-            alone = jax.tree.map(lambda a: a[None], (inputs, targets))
-            return compute(gated(gates, params, *alone[0]), alone[1])
+            return compute(gated(gates, params, *alone(inputs)), alone(targets))
 
         return jnp.einsum("b,bt->t", weights, jax.vmap(one)(inputs, targets))
 

@@ -13,11 +13,12 @@ from cutjax.budget import Budget
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
 from cutjax.plan import plan
+from cutjax.saliency import saliency
 from cutjax.saliency.criterion import Criterion
-from cutjax.saliency.gather import score
 from cutjax.saliency.stream import Batch, Loss
 from cutjax.schedule import Round, iterate
 from cutjax.sparse import apply_masks, prunable, topk
+from cutjax.sparse.tree import filled
 
 
 def cosprune_rounds(
@@ -56,12 +57,12 @@ def cosprune_rounds(
         Garg, Zhang & Guan, Structured Pruning for Multi-Task Deep Neural Networks,
         2023.
     """
-    chosen = {"score": criteria.cosprune() if criterion is None else criterion}
+    chosen = criteria.cosprune() if criterion is None else criterion
     x = batches[0][0]
 
     def of(fn: Callable[..., Any], now: Any, here: Graph) -> Any:
         full = (fn, now, here, losses, batches)
-        return score(*full, criteria=chosen, progress=progress)["score"]
+        return saliency(*full, criterion=chosen, progress=progress)
 
     return iterate(
         *(apply, params, graph),
@@ -105,11 +106,5 @@ def imp(
         # What is gone stays gone, below every weight that is left.
         stays = named_leaves(masks)
         held = {p: jnp.where(stays[p], v, -1.0) for p, v in named_leaves(size).items()}
-        masks = topk(_like(size, held), density)
+        masks = topk(filled(size, held), density)
     return apply_masks(params, masks), masks
-
-
-def _like(tree: Any, values: Mapping[str, Any]) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    del leaves
-    return jax.tree.unflatten(structure, [values[p] for p in named_leaves(tree)])

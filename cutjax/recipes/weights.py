@@ -64,9 +64,8 @@ def cut_weights(
     Reference:
         CUT, 2504.09803; batch norm and biases are never pruned.
     """
-    sums = _gathered(BATCH_PRODUCTS, batch, progress)(
-        apply, params, graph, losses, batches
-    )
+    full = (apply, params, graph, losses, batches)
+    sums = _gathered(full, BATCH_PRODUCTS, batch=batch, progress=progress)
     scores = _by_task(params, graph, losses, lambda p, w, g: g, sums)
     return solve_density(scores, graph, density, k=votes)
 
@@ -98,7 +97,8 @@ def snip_weights(
     Reference:
         Lee, Ajanthan & Torr, SNIP, ICLR 2019, eq. 5 and 6.
     """
-    sums = _gathered(GRADIENTS, None, progress)(apply, params, graph, losses, batches)
+    full = (apply, params, graph, losses, batches)
+    sums = _gathered(full, GRADIENTS, progress=progress)
     scores = _by_task(params, graph, losses, lambda p, w, g: np.abs(w * g), sums)
     total: dict[str, Any] = {}
     for tree in scores.values():
@@ -137,7 +137,8 @@ def disparse_weights(
     Reference:
         Sun et al., DiSparse, CVPR 2022, sections 3.1 and 3.2.
     """
-    sums = _gathered(GRADIENTS, None, progress)(apply, params, graph, losses, batches)
+    full = (apply, params, graph, losses, batches)
+    sums = _gathered(full, GRADIENTS, progress=progress)
     power = 1 if static else 2
     fn = lambda p, w, g: np.abs(g) * np.abs(w) ** power  # noqa: E731
     scores = _by_task(params, graph, losses, fn, sums)
@@ -216,18 +217,17 @@ def random_weights(params: Any, graph: Graph, *, density: float, seed: int = 0) 
     return topk(drawn, density, counts=erk)
 
 
-def _gathered(measure: Measure, batch: int | None, progress: bool):
-    """Mean of a measurement of weights over the calibration data, `[tasks, ...]`."""
-    criterion = Criterion("weights", lambda problem, sums: {}, measure, batch)
+def _gathered(
+    full: tuple, measure: Measure, *, batch: int | None = None, progress: bool
+) -> dict[str, np.ndarray]:
+    """Mean of a measurement of weights over the calibration data, `[tasks, ...]`.
 
-    def run(apply, params, graph, losses, batches) -> dict[str, np.ndarray]:
-        named = {"weights": criterion}
-        full = (apply, params, graph, losses, batches)
-        state = gather(*full, criteria=named, progress=progress)
-        total = jax.tree.map(np.asarray, state.total[measure.name])
-        return Sums(total, None, int(state.examples)).mean()
-
-    return run
+    `full`: function, parameters, graph, losses and batches.
+    """
+    named = {"weights": Criterion("weights", lambda problem, sums: {}, measure, batch)}
+    state = gather(*full, criteria=named, progress=progress)
+    total = jax.tree.map(np.asarray, state.total[measure.name])
+    return Sums(total, None, int(state.examples)).mean()
 
 
 def _by_task(params, graph: Graph, losses, fn: Callable, sums) -> Trees:

@@ -82,11 +82,14 @@ def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     for x, y in batches:
         held.append((x, dict(y)))
         number += len(jax.tree.leaves(x)[0])
-        while number >= size:
-            whole = _joined(held)
-            yield jax.tree.map(lambda a: a[:size], whole)
-            number -= size
-            held = [jax.tree.map(lambda a: a[size:], whole)] if number else []
+        if number < size:
+            continue
+        whole = _joined(held)
+        starts = range(0, number, size)
+        parts = [jax.tree.map(lambda a, s=s: a[s : s + size], whole) for s in starts]
+        number %= size
+        held = [parts.pop()] if number else []
+        yield from parts
     if held:
         yield _joined(held)
 

@@ -25,7 +25,7 @@ from cutjax.mirror import named_leaves
 from cutjax.shrink import check_params
 from cutjax.sparse.choose import best
 from cutjax.sparse.grow import annealed, grown
-from cutjax.sparse.optimizer import landing, mask_state
+from cutjax.sparse.optimizer import cadence, landing, mask_state
 from cutjax.sparse.tree import Masks, apply_masks, map_masked, zeroed
 
 Arrays: TypeAlias = Mapping[str, Any]
@@ -243,10 +243,7 @@ def scheduled_channels(
     """
     inner = optax.with_extra_args_support(inner)
     _ = reading_masks(graph, keep)
-
-    def due(step: Int[Array, ""]) -> Bool[Array, ""]:
-        inside = step >= start if stop is None else (step >= start) & (step <= stop)
-        return inside & ((step - start) % every == 0)
+    due = cadence(every, start, stop)
 
     def init(params: Any) -> ChannelState:
         check_params(params, graph)
@@ -261,7 +258,8 @@ def scheduled_channels(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, ChannelState]:
         step, _, key, old, before = state
-        small = apply_masks(params, reading_masks(graph, old))
+        was = reading_masks(graph, old)
+        small = apply_masks(params, was)
         now = jax.lax.cond(
             state.due,
             lambda: update_keep(
@@ -278,7 +276,6 @@ def scheduled_channels(
         )
         # Frozen on the writing side, landing on zero on the reading side.
         updates = map_masked(zeroed, updates, both)
-        was = reading_masks(graph, old)
         updates = map_masked(landing, updates, off, params, was)
         after = mask_state(after, params, both)
         return updates, ChannelState(step + 1, due(step + 1), key, now, after)

@@ -120,9 +120,7 @@ def scheduled(
     """
     inner = optax.with_extra_args_support(inner)
 
-    def due(step: Int[Array, ""]) -> Bool[Array, ""]:
-        inside = step >= start if stop is None else (step >= start) & (step <= stop)
-        return inside & ((step - start) % every == 0)
+    due = cadence(every, start, stop)
 
     def init(params: Any) -> ScheduledState:
         step = jnp.zeros((), jnp.int32)
@@ -154,6 +152,18 @@ def scheduled(
         return updates, ScheduledState(step + 1, due(step + 1), key, now, after)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def cadence(
+    every: int, start: int, stop: int | None
+) -> Callable[[Int[Array, ""]], Bool[Array, ""]]:
+    """Whether masks change at a step: `start, start + every, ...` up to `stop`."""
+
+    def due(step: Int[Array, ""]) -> Bool[Array, ""]:
+        inside = step >= start if stop is None else (step >= start) & (step <= stop)
+        return inside & ((step - start) % every == 0)
+
+    return due
 
 
 def masks_of(state: Any) -> Masks:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cutjax import agreement
 from cutjax.errors import BudgetError, KeepError, MismatchError
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
@@ -30,7 +31,7 @@ def prunable(
         tree: parameters, gradients, scores: anything of the parameters' structure.
         graph: their graph.
         tasks: only parameters that some of these need: for one task, trunk and own
-        head.
+            head.
         state: collections (any key on the path) that are no weights.
 
     Returns:
@@ -161,8 +162,7 @@ def iou(masks: Mapping[str, Masks]) -> dict[str, float]:
     for name in dict.fromkeys(n for tree in named for n in tree):
         votes = [np.asarray(tree[name]) for tree in named if name in tree]
         if len(votes) > 1:
-            either = np.any(votes, axis=0).sum()
-            out[name] = float(np.all(votes, axis=0).sum() / either) if either else 1.0
+            out[name] = agreement.iou(votes)
     return out
 
 

@@ -1,8 +1,7 @@
 """Masks as values: pytrees of booleans that follow the paths of the parameters.
 
 A mask tree has a boolean array where weights may be pruned, and None (or nothing at
-all)
-where they never are: biases, norms, state. A flat `{path: mask}` is one as well.
+all) where they never are: biases, norms, state. A flat `{path: mask}` is one as well.
 """
 
 from collections.abc import Callable, Mapping

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from cutjax.allocate.meter import channel_savings
 from cutjax.cost import cost_of
 from cutjax.errors import KeepError, suggest
 from cutjax.gate import gate
@@ -84,11 +85,9 @@ def channel_costs(
     if resource not in full._fields:
         raise KeepError(f"no resource {resource!r}; {suggest(resource, full._fields)}")
     whole = getattr(full, resource)
-    out = {}
-    for group in graph.free:
-        less = cost_of(graph, {group.name: group.size - 1}, chosen)
-        out[group.name] = (whole - getattr(less, resource)) / max(whole, 1)
-    return out
+    key = "params[trunk]" if resource == "trunk_params" else resource
+    saved = channel_savings(graph, chosen, key)
+    return {name: less / max(whole, 1) for name, less in saved.items()}
 
 
 def weigh(

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from cutjax.errors import BudgetError
 from cutjax.graph import Graph
+from cutjax.sparse.choose import best
+from cutjax.sparse.counts import exact
 from cutjax.stochastic.base import Gates, State, at_least_one, each
 
 Vector = Float[Array, "n"]
@@ -89,11 +91,9 @@ def straight_topk(density: float) -> Gates:
     def chosen(state: State) -> dict[str, Bool[Array, "_"]]:
         scores = {name: s["score"] for name, s in state.items()}
         flat = jnp.concatenate([jnp.zeros(0), *scores.values()])
-        rank = jnp.argsort(jnp.argsort(-flat, stable=True))
-        on = rank < int(density * flat.size + 0.5)
-        parts = np.split(np.arange(flat.size), _ends(scores))
+        parts = jnp.split(best(flat, exact(density, flat.size)), _ends(scores))
         return {
-            name: on[part] | (jnp.arange(len(part)) == jnp.argmax(scores[name]))
+            name: part | (jnp.arange(len(part)) == jnp.argmax(scores[name]))
             for name, part in zip(scores, parts, strict=False)
         }
 
