@@ -16,7 +16,7 @@ from nets import NETS
 import cutjax as cj
 from cutjax.errors import DataError, KeepError, MismatchError
 
-QUIET = {"progress": False}
+QUIET: Any = {"progress": False}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -258,9 +258,13 @@ def test_a_dense_layer_is_refitted_by_least_squares_and_so_is_the_next():
     b = ridge(h[:, one], pre[:, two], p["b"][one][:, two], 1e-2)
     np.testing.assert_allclose(got["b"], b, atol=2e-4)
     child = np.maximum(h[:, one] @ b, 0)
-    c = ridge(child, np.maximum(pre, 0) @ p["c"], p["c"][two], 1e-2)
+    # Where there is a bias the fit is about the means, and the bias makes them agree.
+    y = np.maximum(pre, 0) @ p["c"]
+    about = child - child.mean(0), y - y.mean(0)
+    c = ridge(*about, p["c"][two], 1e-2)
     np.testing.assert_allclose(got["c"], c, atol=5e-4)
-    np.testing.assert_array_equal(got["bias"], p["bias"])
+    bias = p["bias"] + y.mean(0) - child.mean(0) @ c
+    np.testing.assert_allclose(got["bias"], bias, atol=5e-4)
     assert [f.path for f in fits] == ["a", "b", "c"] or [f.path for f in fits] == [
         "b",
         "c",
@@ -402,11 +406,7 @@ def test_wide_convolutions_get_one_mixing_for_all_of_their_window():
     mix = ridge(h[:, stays], h, np.eye(6)[stays], 1e-3)
     want = np.einsum("kc,ijcm->ijkm", mix, p["b"])[..., keep["b:3"]]
     np.testing.assert_allclose(got["b"], want, atol=2e-3)
-    # The dense reader has four features and is refitted; with three it is left.
     assert [f.path for f in fits][-1] == "c"
-    left, fits = cj.compensate(apply, p, graph, keep, [x], most_features=3, **QUIET)
-    assert "c" not in [f.path for f in fits]
-    np.testing.assert_array_equal(left["c"], p["c"][keep["b:3"]])
     check_fits(fits)
 
 
@@ -424,11 +424,12 @@ def test_wide_readers_of_the_redundant_net_lose_nothing_either():
 def test_data_may_come_in_any_batches():
     apply, params, graph, keep = redundant(False)
     x = np.concatenate(images())
-    whole, _ = cj.compensate(apply, params, graph, keep, [x], **QUIET)
+    options = {"damping": 1e-3, **QUIET}
+    whole, _ = cj.compensate(apply, params, graph, keep, [x], **options)
     parts = [
         (x[i : i + 9], {"age": "labels are not looked at"}) for i in range(0, 36, 9)
     ]
-    split, _ = cj.compensate(apply, params, graph, keep, parts, **QUIET)
+    split, _ = cj.compensate(apply, params, graph, keep, parts, **options)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
 

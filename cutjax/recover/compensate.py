@@ -1,61 +1,30 @@
 """Closed-form compensation: readers refitted so that child and parent make the same.
 
 No labels and no gradient steps. Parent and child are walked in lockstep; at each reader
-b is what the child reads, already corrected upstream, and y what the parent makes. The
-reader gets the kernel that minimises |b W' - y|^2 + lambda |W' - W|^2, where W is
-the kernel as cut: with little data it stays what it was.
+b is what the child reads, already corrected upstream, and y what it should make: what
+the parent makes, and in a residual block also what the child's skip lacks. The reader
+gets the kernel, and where there is a bias the shift, that minimise
+|b W' + c - y|^2 + lambda |W' - W|^2, where W is the kernel as cut: with little data it
+stays what it was.
 """
 
-import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-from jaxtyping import Float
 from tqdm import tqdm
 
 from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
-from cutjax.readers import (
-    channel_axes,
-    is_conv,
-    kernel_matrix,
-    kernel_of,
-    out_axes,
-    patches,
-    rows,
-)
-from cutjax.recover.lockstep import (
-    Pair,
-    Program,
-    kernel_path,
-    program,
-    pull_back,
-    segment,
-)
-from cutjax.resize import Reader
+from cutjax.recover.lockstep import Pair, segment
+from cutjax.recover.program import Program, program
+from cutjax.recover.refit import Fit, Found, Way, measure, refitted, way_of
+from cutjax.recover.stops import Stop, stops_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
-
-
-class Fit(NamedTuple):
-    """One reader: squared error over squared target, as cut and refitted; features."""
-
-    path: str
-    before: float
-    after: float
-    features: int
-
-
-class Moments(NamedTuple):
-    """Sums over rows: b^T b, b^T y and y^2."""
-
-    gram: Any
-    cross: Any
-    square: Any
 
 
 def compensate(
@@ -66,11 +35,18 @@ def compensate(
     batches: Iterable[Any],
     *,
     tasks: Sequence[str] | str | None = None,
-    damping: float = 1e-3,
-    most_features: int = 2400,
+    damping: float | None = None,
+    most_features: int = 4608,
+    rows: int = 64,
+    sharding: jax.sharding.Sharding | None = None,
     progress: bool = True,
 ) -> tuple[Any, list[Fit]]:
     """The cut parameters with every reader refitted to the parent.
+
+    Memory: what is alive of all batches at one place of the network, of parent and
+    child (some activations, never all), and the moments of one reader, features^2. At
+    the end the outputs are compared: should refitting have made them worse on the
+    calibration data, the parameters are returned as cut, with a warning.
 
     Args:
         apply: the full function.
@@ -80,53 +56,149 @@ def compensate(
         batches: `(x, ...)` of calibration data, of equal sizes (a smaller last one is
             left out); targets are not looked at.
         tasks: as in `cut`.
-        damping: lambda, as a share of the mean square of the features.
+        damping: lambda, as a share of the mean square of the features (about their
+            mean, if there is a bias). None chooses it per reader: the last quarter of
+            the batches is held out to judge, and then fitted to as well.
         most_features: convolutions with more features in their window get one mixing
-            of channels for all positions of the window; wider dense layers are left.
+            of channels for all positions of the window; wider dense layers are fitted
+            to as many rows instead of to moments.
+        rows: per feature, rows that suffice; of more, evenly spread ones are taken.
+        sharding: of the batches over devices.
         progress: show a progress bar.
 
     Returns:
         `(small_params, fits)`: as `cut` returns them, but refitted, for the function of
-        `cut`; and the error of each reader before and after.
+        `cut`; and the error of each reader before and after. Kernels and the biases (or
+        running means) that follow them are new, all else is as cut.
 
     Raises:
         DataError: no calibration data, or NaN in what a reader sees.
         KeepError: the keep does not fit the graph.
 
+    Warns:
+        UserWarning: a reader has fewer rows than features, so that its damping is
+            raised; or all of it made the outputs worse.
+
     Reference:
-        Channel pruning by least squares: He et al., ICCV 2017, eq. 2; here in lockstep.
+        Channel pruning by least squares: He et al., ICCV 2017, eq. 2 and section 3.3;
+        here in lockstep.
     """
     check_params(params, graph)
     chosen = graph.check_tasks(tasks)
-    inputs = _inputs(batches)
-    small = cut_params(params, graph, keep)
-    prog = program(select(apply, chosen), graph, keep, inputs[0])
+    inputs = _inputs(batches, sharding)
+    as_cut = named_leaves(cut_params(params, graph, keep))
     used = needed(graph, tasks)
-    stops = _refittable(prog, most_features)
-    prog = prog._replace(stops=tuple(s for s in stops if kernel_path(prog, s) in used))
-    child = named_leaves(small)
+    prog = program(select(apply, chosen), graph, keep, inputs[0])
+    stops = tuple(s for s in stops_of(prog, as_cut) if s.path in used)
+    ways = {s.index: way_of(s, len(inputs), most_features, rows) for s in stops}
     parent = list(named_leaves(params).values())
-    alive = [_start(prog, x) for x in inputs]
-    kernel, fits = None, []
-    bar = tqdm(prog.stops, desc="compensate", disable=not progress, leave=False)
-    for number, stop in enumerate(bar):
-        reader, path = prog.reader(stop), kernel_path(prog, stop)
-        wide = _features(reader) > most_features
-        step = jax.jit(_measured(prog, number, reader, wide))
-        pair = Pair(parent, list(child.values()))
-        alive, total, kernels = _stream(step, pair, alive, kernel)
-        if not all(np.isfinite(value).all() for value in total):
-            raise DataError(f"what the reader of {path!r} sees is NaN or infinite")
-        refit = _remixed if wide else _refitted
-        kernel, fit = refit(prog, reader, total, kernels, damping)
-        fits.append(fit._replace(path=path))
-        child = {**child, path: pull_back(prog, stop, kernel, child[path])}
+    job = Job(prog, ways, parent, inputs, damping, progress)
+    child, fits = as_cut, []
+    if any(s.tied is not None for s in stops):
+        # Weights read in several places are fitted to all of them at once. That takes
+        # a walk of its own: what comes after them must see them as they will be.
+        child, fits = _tied(job, _walk(job, stops, as_cut).tied, as_cut)
+        stops = tuple(s for s in stops if s.tied is None)
+    done = _walk(job, stops, child)
+    child = _not_worse(job, as_cut, done)
     out = jax.tree.unflatten(graph.treedef, list(child.values()))
     absent = frozenset(graph.shapes) - used
-    return pruned(out, lambda name, _: name in absent), fits
+    return pruned(out, lambda name, _: name in absent), [*fits, *done.fits]
 
 
-def _inputs(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
+class Job(NamedTuple):
+    """What stays the same: the program, ways by reader, the parent, the data."""
+
+    prog: Program
+    ways: Mapping[int, Way]
+    parent: list[Any]
+    inputs: list[tuple[Any, ...]]
+    damping: float | None
+    progress: bool
+
+
+class Walked(NamedTuple):
+    """A child refitted; what was measured at tied readers; pairs of outputs."""
+
+    child: dict[str, Any]
+    fits: list[Fit]
+    tied: dict[int, tuple[Stop, Found, Pair]]
+    outputs: list[list[Pair]]
+
+
+def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
+    """Refit reader after reader; those that are tied are only measured."""
+    alive = [_start(job.prog, x) for x in job.inputs]
+    kernel, fits = None, []
+    tied: dict[int, tuple[Stop, Found, Pair]] = {}
+    bar = tqdm(stops, desc="compensate", disable=not job.progress, leave=False)
+    for number, stop in enumerate(bar):
+        way = job.ways[stop.index]
+        step = _measured(segment(job.prog, stops, number), measure(stop, way))
+        pair = Pair(job.parent, list(child.values()))
+        alive, found, kernels = _stream(step, stop, pair, alive, kernel)
+        if stop.tied is not None:
+            before = tied[stop.tied][1] if stop.tied in tied else Found()
+            tied[stop.tied] = stop, before.joined(found), kernels
+            kernel = kernels.child
+            continue
+        kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
+        _warn(fit)
+        fits.append(fit)
+        child = _written(child, stop, kernel, shift)
+    last = jax.jit(segment(job.prog, stops, len(stops)))
+    pair = Pair(job.parent, list(child.values()))
+    outputs = [last(pair, values, kernel)[1] for values in alive]
+    return Walked(dict(child), fits, tied, outputs)
+
+
+def _tied(
+    job: Job, measured: Mapping[int, tuple[Stop, Found, Pair]], child: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Fit]]:
+    fits = []
+    for stop, found, kernels in measured.values():
+        way = job.ways[stop.index]
+        kernel, _, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
+        child = _written(child, stop, kernel, None)
+        fits.append(fit)
+    return dict(child), fits
+
+
+def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, Any]:
+    """The refitted parameters, if their outputs are closer to the parent's."""
+    frame, evaluator = job.prog.frame, job.prog.evaluator
+    run = jax.jit(
+        lambda leaves, x: evaluator.run(frame, [*leaves, *jax.tree.leaves(x)])
+    )
+    leaves, plain = list(as_cut.values()), []
+    for x, pairs in zip(job.inputs, done.outputs, strict=True):
+        outs = run(leaves, x)
+        plain.append([Pair(p.parent, o) for p, o in zip(pairs, outs, strict=True)])
+    before, after = _distance(plain), _distance(done.outputs)
+    if after <= before * (1 + 1e-3) + 1e-9:
+        return done.child
+    warnings.warn(
+        f"compensate: refitting made the outputs worse on the calibration data (error "
+        f"{before:.3g} before, {after:.3g} after); the parameters are returned as cut",
+        stacklevel=3,
+    )
+    return dict(as_cut)
+
+
+def _distance(outputs: list[list[Pair]]) -> float:
+    """Squared error over squared answers, the mean over outputs."""
+    found = []
+    for pairs in zip(*outputs, strict=True):
+        answers = [(np.asarray(p.parent), np.asarray(p.child)) for p in pairs]
+        if not np.issubdtype(answers[0][0].dtype, np.floating):
+            continue
+        wrong = sum(float(np.sum(np.square(c - p, dtype=float))) for p, c in answers)
+        whole = sum(float(np.sum(np.square(p, dtype=float))) for p, _ in answers)
+        found.append(wrong / max(whole, 1e-30))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _inputs(batches: Iterable[Any], sharding: Any) -> list[tuple[Any, ...]]:
     found = []
     for batch in batches:
         x = batch[0] if isinstance(batch, tuple) else batch
@@ -134,7 +206,8 @@ def _inputs(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
     if not found:
         raise DataError("the calibration data is empty; pass batches of (x, ...)")
     size = len(jax.tree.leaves(found[0])[0])
-    return [x for x in found if len(jax.tree.leaves(x)[0]) == size]
+    equal = [x for x in found if len(jax.tree.leaves(x)[0]) == size]
+    return equal if sharding is None else [jax.device_put(x, sharding) for x in equal]
 
 
 def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
@@ -143,94 +216,61 @@ def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
     return {prog.numbers[v]: Pair(a, a) for v, a in zip(variables, leaves, strict=True)}
 
 
-def _refittable(prog: Program, most: int) -> Iterable[int]:
-    """The readers to refit: all but dense layers over too many features.
+def _measured(run: Callable, measured: Callable) -> Callable:
+    """A segment that returns what is measured at its reader instead of values."""
 
-    Where nothing is left to read, or to make, there is nothing to fit.
-    """
-    for stop in prog.stops:
-        reader = prog.reader(stop)
-        kernel = reader.ins[1 - reader.site.at]
-        if any(prog.evaluator.k.count(d) == 0 for d in kernel.dims):
-            continue
-        if is_conv(reader) or _features(reader) <= most:
-            yield stop
-
-
-def _features(reader: Reader) -> int:
-    kernel = reader.ins[1 - reader.site.at].dims
-    made = math.prod(reader.outs[0].dims[a].size for a in out_axes(reader))
-    return math.prod(d.size for d in kernel) // made
-
-
-def _measured(prog: Program, number: int, reader: Reader, wide: bool) -> Callable:
-    """A segment that returns moments of its reader instead of values."""
-    run = segment(prog, number)
-    axes = channel_axes(reader, reader.site.at)
-
-    def step(params, alive, kernel):
-        left, read, made, kernels = run(params, alive, kernel)
-        if wide:
-            b, y = rows(read.child, axes), rows(read.parent, axes)
-        else:
-            b, y = patches(reader, read.child), rows(made, out_axes(reader))
-        b, y = b.astype(jnp.float32), y.astype(jnp.float32)
-        return left, Moments(b.T @ b, b.T @ y, jnp.sum(y**2)), kernels
+    @jax.jit
+    def step(params, alive, kernel, at):
+        left, seen = run(params, alive, kernel)
+        return left, measured(seen, at), seen.kernels
 
     return step
 
 
-def _stream(step: Callable, params: Pair, alive: list, kernel: Any):
-    """Take every batch through a segment; moments are summed in double precision."""
-    after: list[Any] = []
-    total: Any = 0.0
-    kernels: Any = None
-    for values in alive:
-        left, more, kernels = step(params, values, kernel)
+def _stream(step: Callable, stop: Stop, params: Pair, alive: list, kernel: Any):
+    """Take every batch through a segment; what was alive before it is let go."""
+    after, found, kernels = [], Found(), None
+    number = len(alive)
+    # The last quarter is held out; of two or three batches the last one.
+    first_held = number - (number // 4 or number // 2)
+    rng = np.random.default_rng(0)
+    while alive:
+        at = len(after)
+        values = alive.pop(0)
+        left, part, kernels = step(params, values, kernel, rng.integers(1 << 30))
         after.append(left)
-        more = Moments(*(np.asarray(value, np.float64) for value in more))
-        total = Moments(*map(np.add, total, more)) if after[1:] else more
-    return after, total, kernels
+        part = jax.tree.map(np.asarray, part)
+        if not all(np.isfinite(value).all() for value in part):
+            raise DataError(
+                f"what the reader of {stop.path!r} sees is NaN or infinite, in batch "
+                f"{at}; look for NaN in the inputs or the parameters"
+            )
+        found = found.and_also(part, held=at >= first_held)
+    return after, found, kernels
 
 
-def _refitted(prog: Program, reader: Reader, m: Moments, kernels: Pair, damping: float):
-    """A free kernel: every position of the window on its own."""
-    old = np.asarray(kernel_matrix(reader, kernels.child), np.float64)
-    prior = old.transpose(1, 0, 2).reshape(-1, old.shape[-1])
-    new = solve(m.gram, m.cross, prior, damping)
-    c, k = old.shape[1], old.shape[0]
-    matrix = new.reshape(c, k, -1).transpose(1, 0, 2)
-    fit = Fit("", _error(m, prior), _error(m, new), len(new))
-    return kernel_of(reader, jnp.asarray(matrix), kernels.child), fit
+def _warn(fit: Fit) -> None:
+    if fit.rows < fit.features:
+        warnings.warn(
+            f"compensate: the reader of {fit.path!r} has {fit.features} features but "
+            f"{fit.rows} rows of data; damping is {fit.damping:g}; pass more "
+            "calibration data",
+            stacklevel=3,
+        )
 
 
-def _remixed(prog: Program, reader: Reader, m: Moments, kernels: Pair, damping: float):
-    """The parent's kernel behind one mixing of channels, for all of the window."""
-    kept = prog.evaluator.k
-    (axis,) = channel_axes(reader, reader.site.at)
-    (made,) = out_axes(reader)
-    stays = kept.mask(reader.ins[reader.site.at].dims[axis])
-    prior = np.eye(len(stays))[stays]
-    mix = solve(m.gram, m.cross, prior, damping)
-    parent = np.asarray(kernel_matrix(reader, kernels.parent), np.float64)
-    matrix = mix @ parent[:, :, kept.mask(reader.outs[0].dims[made])]
-    fit = Fit("", _error(m, prior), _error(m, mix), len(mix))
-    return kernel_of(reader, jnp.asarray(matrix), kernels.child), fit
-
-
-def _error(m: Moments, matrix: Float[np.ndarray, "f m"]) -> float:
-    """Squared error of rows @ matrix, over the squared target."""
-    wrong = np.sum(matrix * (m.gram @ matrix)) - 2 * np.sum(matrix * m.cross) + m.square
-    return float(max(wrong, 0.0) / max(float(m.square), 1e-30))
-
-
-def solve(
-    gram: Float[np.ndarray, "f f"],
-    cross: Float[np.ndarray, "f m"],
-    prior: Float[np.ndarray, "f m"],
-    damping: float,
-) -> Float[np.ndarray, "f m"]:
-    """The W that minimises |b W - y|^2 + lambda |W - prior|^2, from moments."""
-    ridge = damping * max(np.trace(gram) / len(gram), 1e-12)
-    left = gram + ridge * np.eye(len(gram))
-    return scipy.linalg.solve(left, cross + ridge * prior, assume_a="pos")
+def _written(
+    child: Mapping[str, Any], stop: Stop, kernel: Any, shift: Any
+) -> dict[str, Any]:
+    """The child's parameters with one reader's kernel, and what shifts it, replaced."""
+    out = {**child}
+    leaf = np.array(out[stop.path])
+    leaf.reshape(-1)[stop.where.ravel()] = np.asarray(kernel, leaf.dtype).ravel()
+    out[stop.path] = jnp.asarray(leaf)
+    if stop.bias is not None and shift is not None:
+        path, where = stop.bias
+        leaf = np.array(out[path])
+        sign = stop.reach.bias[1]  # type: ignore[index]
+        leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
+        out[path] = jnp.asarray(leaf)
+    return out

@@ -2,22 +2,19 @@
 
 The flat program is cut at its readers. Each segment is one compiled function that takes
 the values still alive, of the parent and of the child, on to the next reader; there the
-caller learns what the child reads and what the parent makes of it, and hands back a new
-kernel for the child. Every equation runs once per batch and network.
+caller learns what the child reads and what it should make, and hands back a new kernel
+for the child. Every equation runs once per batch and network.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from cutjax._compat import Literal, bind
-from cutjax.graph import Graph
-from cutjax.readers import is_linear
-from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
-from cutjax.rules.base import Value
-from cutjax.walk import Frame, Walker
+from cutjax.recover.follow import Reach, demand
+from cutjax.recover.program import Program, read
+from cutjax.recover.stops import Stop
 
 
 class Pair(NamedTuple):
@@ -27,125 +24,108 @@ class Pair(NamedTuple):
     child: Any
 
 
-class Program(NamedTuple):
-    """A flat function inferred over the graph's axes, with its readers.
+class Seen(NamedTuple):
+    """What a segment hands over at its reader.
 
-    `stops`: index of the equation of each reader that can be refitted, in order.
-    `numbers`: a number per variable, by which the values alive are kept.
+    `read` is the operand of the child; `made` what it should make of it; `kernels` a
+    pair, as they stand; `full` the operand of the parent.
     """
 
-    frame: Frame
-    evaluator: Evaluator
-    stops: tuple[int, ...]
-    paths: tuple[str, ...]
-    numbers: Mapping[Any, int]
-
-    def reader(self, index: int) -> Reader:
-        """The reader at an equation."""
-        eqn = self.frame.jaxpr.eqns[index]
-        ins = [self.frame.read(atom) for atom in eqn.invars]
-        outs = [self.frame.values[var] for var in eqn.outvars]
-        return Reader(eqn, self.frame.sites[index], ins, outs)
+    read: Any
+    made: Any
+    kernels: Pair
+    full: Any
 
 
-def program(
-    apply: Callable[..., Any],
-    graph: Graph,
-    keep: Mapping[str, np.ndarray],
-    inputs: Sequence,
-) -> Program:
-    """Trace, flatten and infer a function over a graph's parameters.
-
-    Args:
-        apply: the full function.
-        graph: its graph.
-        keep: the channels that the child keeps.
-        inputs: one batch of inputs.
-
-    Returns:
-        The program; readers whose parameter is read more than once are not among stops.
-    """
-    leaves, tree = jax.tree.flatten(tuple(inputs))
-    n = len(graph.shapes)
-
-    def flat(*args: Any) -> list[Any]:
-        params = jax.tree.unflatten(graph.treedef, args[:n])
-        return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
-
-    given = [
-        jax.ShapeDtypeStruct(np.shape(a), jax.numpy.result_type(a)) for a in leaves
-    ]
-    jaxpr = flattened(flat, [*graph.shapes.values(), *given])
-    walker, table = Walker(graph.on_unknown), {}
-    ins = [
-        Value(tuple(to_var(walker.solver, a, table) for a in axes), param=i)
-        for i, axes in enumerate(graph.axes.values())
-    ]
-    ins += [Value(walker.solver.news(a.shape, "an input"), data=True) for a in given]
-    frame = walker.run(jaxpr, ins)
-    numbers = {var: i for i, var in enumerate(frame.values)}
-    whole = Program(
-        frame, Evaluator(kept_of(table, keep)), (), tuple(graph.shapes), numbers
-    )
-    found = [i for i in sorted(frame.sites) if is_linear(whole.reader(i))]
-    read = [_kernel(whole.reader(i)).param for i in found]
-    stops = tuple(i for i, p in zip(found, read, strict=True) if read.count(p) == 1)
-    return whole._replace(stops=stops)
-
-
-def _kernel(reader: Reader) -> Value:
-    return reader.ins[1 - reader.site.at]
-
-
-def segment(prog: Program, number: int) -> Callable[..., tuple]:
+def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., tuple]:
     """The step from reader `number - 1` (or the start) up to reader `number`.
 
+    Args:
+        prog: the program.
+        stops: all readers to stop at, in order.
+        number: which of them; one past the last goes on to the program's outputs.
+
     Returns:
-        `f(params, alive, kernel) -> (alive, read, made, kernels)`: `params` a pair of
-        lists, `alive` pairs of values by number, `kernel` the child's new kernel at the
-        reader before (None at the start). `read` is the operand of the reader, a pair;
-        `made` what the parent makes of it, cut to the child's channels; `kernels` the
-        kernels as they stand, a pair.
+        `f(params, alive, kernel) -> (alive, seen)`: `params` a pair of lists, `alive`
+        pairs of values by number, `kernel` the child's new kernel at the reader before
+        (None at the start). After the last reader `seen` are pairs of outputs.
     """
-    eqns, stop = prog.frame.jaxpr.eqns, prog.stops[number]
-    start = prog.stops[number - 1] if number else 0
-    alive_after = _alive(prog, stop)
-    reader = prog.reader(stop)
-    at = reader.site.at
+    eqns = prog.frame.jaxpr.eqns
+    last = number == len(stops)
+    start = stops[number - 1].index if number else 0
+    stop = len(eqns) if last else stops[number].index
+    after = [] if last else _alive(prog, stops[number:])
 
     def run(params: Pair, alive: Mapping[int, Pair], kernel: Any) -> tuple:
         parent = _env(prog, params.parent, alive, 0)
         child = _env(prog, params.child, alive, 1)
         # The parent is one equation ahead: it has made what the reader makes.
-        first = start + 1 if number else 0
-        for index in range(first, stop + 1):
-            _bind_parent(eqns[index], parent)
+        for index in range(start + 1 if number else 0, stop if last else stop + 1):
+            args = [read(parent, atom) for atom in eqns[index].invars]
+            outs = bind(eqns[index], args, eqns[index].params)
+            parent.update(zip(eqns[index].outvars, outs, strict=True))
+        first = stops[number - 1] if number else None
         for index in range(start, stop):
-            args = [_read(child, atom) for atom in eqns[index].invars]
-            if number and index == start:
-                args[1 - prog.reader(index).site.at] = kernel
+            args = [read(child, atom) for atom in eqns[index].invars]
+            if first and index == start:
+                args[1 - first.reader.site.at] = kernel
             outs = prog.evaluator.step(prog.frame, index, eqns[index], args)
             child.update(zip(eqns[index].outvars, outs, strict=True))
+        if last:
+            return {}, _outputs(prog, parent, child)
         ids = prog.numbers
-        left = {ids[v]: Pair(parent.get(v), child.get(v)) for v in alive_after}
+        left = {ids[v]: Pair(parent.get(v), child.get(v)) for v in after}
         (out,) = eqns[stop].outvars
         left[ids[out]] = Pair(parent[out], None)
-        made = prog.evaluator.cut_const(parent[out], prog.frame.values[out])
-        operands = eqns[stop].invars
-        read = Pair(_read(parent, operands[at]), _read(child, operands[at]))
-        kernels = Pair(_read(parent, operands[1 - at]), _read(child, operands[1 - at]))
-        return left, read, made, kernels
+        return left, _seen(prog, stops[number], parent, child)
 
     return run
 
 
-def _bind_parent(eqn: Any, env: dict) -> None:
-    outs = bind(eqn, [_read(env, atom) for atom in eqn.invars], eqn.params)
-    env.update(zip(eqn.outvars, outs, strict=True))
+def _outputs(prog: Program, parent: Mapping, child: Mapping) -> list[Pair]:
+    found = []
+    for var in prog.frame.jaxpr.outvars:
+        whole = read(parent, var)
+        small = prog.evaluator.cut_const(whole, prog.frame.read(var))
+        found.append(Pair(small, read(child, var)))
+    return found
 
 
-def _read(env: Mapping, atom: Any) -> Any:
-    return atom.val if isinstance(atom, Literal) else env[atom]
+def _seen(prog: Program, stop: Stop, parent: Mapping, child: Mapping) -> Seen:
+    eqn = prog.frame.jaxpr.eqns[stop.index]
+    (out,) = eqn.outvars
+    data, kernel = (eqn.invars[i] for i in (stop.reader.site.at, stop.at_kernel))
+    made = prog.evaluator.cut_const(parent[out], prog.frame.values[out])
+    if stop.reach.other is not None:
+        made = made + correction(prog, stop.reach, parent, child, made)
+    kernels = Pair(read(parent, kernel), read(child, kernel))
+    return Seen(read(child, data), made, kernels, read(parent, data))
+
+
+def correction(
+    prog: Program, reach: Reach, parent: Mapping, child: Mapping, like: Any
+) -> Any:
+    """What a reader should make in addition, so that the sum it enters comes out right.
+
+    Where parent and child already differ in the other operand of a sum, such as the
+    skip of a residual block, the reader can make up for it.
+
+    Reference:
+        He, Zhang & Sun, Channel Pruning for Accelerating Very Deep Neural Networks,
+        ICCV 2017, section 3.3: the target of a block's last layer is Y1 - Y1' + Y2.
+    """
+    whole = prog.evaluator.cut_const(
+        read(parent, reach.other), prog.frame.read(reach.other)
+    )
+    wrong = (whole - read(child, reach.other)) * reach.sign
+    if not reach.path:
+        return wrong.astype(like.dtype)
+    through = demand(prog, reach, child)
+    scale = through(jax.numpy.ones_like(like)) - through(jax.numpy.zeros_like(like))
+    # A channel that hardly counts would be asked for the world.
+    small = jax.numpy.abs(scale) < 1e-2 * jax.numpy.abs(scale).max()
+    fixed = wrong / jax.numpy.where(small, 1, scale)
+    return jax.numpy.where(small, 0, fixed).astype(like.dtype)
 
 
 def _env(
@@ -163,45 +143,14 @@ def _env(
     return env
 
 
-def _alive(prog: Program, stop: int) -> list[Any]:
-    """Variables made before an equation and needed from it on."""
-    jaxpr = prog.frame.jaxpr
+def _alive(prog: Program, stops: Sequence[Stop]) -> list[Any]:
+    """Variables made before the first of these readers and needed from it on."""
+    jaxpr, stop = prog.frame.jaxpr, stops[0].index
     fixed = set(jaxpr.invars[: len(prog.paths)]) | set(jaxpr.constvars)
     before = {v for eqn in jaxpr.eqns[:stop] for v in eqn.outvars} | set(jaxpr.invars)
-    last = prog.stops[-1]
-    needed = [
-        atom
-        for eqn in jaxpr.eqns[stop : last + 1]
-        for atom in eqn.invars
-        if not isinstance(atom, Literal) and atom in before and atom not in fixed
-    ]
-    return list(dict.fromkeys(needed))
+    used = [atom for eqn in jaxpr.eqns[stop:] for atom in eqn.invars]
+    return list(dict.fromkeys(_variables([*used, *jaxpr.outvars], before - fixed)))
 
 
-def kernel_path(prog: Program, index: int) -> str:
-    """The path of the parameter that a reader's kernel is a moved copy of."""
-    return prog.paths[_kernel(prog.reader(index)).param]  # type: ignore[index]
-
-
-def pull_back(prog: Program, index: int, kernel: Any, like: Any) -> Any:
-    """The parameter whose moved copy at a reader is `kernel`; `like` has its shape."""
-    param = _kernel(prog.reader(index)).param
-    eqns = prog.frame.jaxpr.eqns
-    target = eqns[index].invars[1 - prog.reader(index).site.at]
-    chain, wanted = [], {target}
-    for i in range(index - 1, -1, -1):
-        if wanted & set(eqns[i].outvars):
-            chain.append(i)
-            wanted |= {a for a in eqns[i].invars if not isinstance(a, Literal)}
-
-    def forward(value: Any) -> Any:
-        env = {prog.frame.jaxpr.invars[param]: value}
-        for i in reversed(chain):
-            args = [_read(env, atom) for atom in eqns[i].invars]
-            outs = prog.evaluator.step(prog.frame, i, eqns[i], args)
-            env.update(zip(eqns[i].outvars, outs, strict=True))
-        return env[target]
-
-    # Moving is linear and orthogonal: its transpose is its inverse.
-    back = jax.linear_transpose(forward, jax.ShapeDtypeStruct(like.shape, like.dtype))
-    return back(kernel)[0]
+def _variables(atoms: Iterable[Any], among: set) -> Iterable[Any]:
+    return (a for a in atoms if not isinstance(a, Literal) and a in among)

@@ -121,9 +121,16 @@ def _custom_vjp(ev, eqn, sub, ins, outs, args):
 rule("custom_vjp_call", evaluate=_custom_vjp)(_call)
 
 
+MOST_STEPS = 128
+"""Longer scans stay loops in a flat program."""
+
+
 def _scan(ev, eqn, sub, ins, outs, args):
     consts, carried = scan_counts(eqn.params)
     fixed, init = args[:consts], args[consts : consts + carried]
+    stacked = any(value.param is not None for value in ins[consts + carried :])
+    if ev.flat and stacked and eqn.params["length"] <= MOST_STEPS:
+        return _unrolled(ev, eqn, sub, args)
 
     def body(carry, xs):
         out = ev.run(sub[0], [*fixed, *carry, *xs])
@@ -136,6 +143,24 @@ def _scan(ev, eqn, sub, ins, outs, args):
         **{key: eqn.params[key] for key in ("length", "reverse", "unroll")},
     )
     return [*carry, *ys]
+
+
+def _unrolled(ev, eqn, sub, args):
+    """Layers that were stacked to be scanned over, one after another."""
+    consts, carried = scan_counts(eqn.params)
+    carry, length = list(args[consts : consts + carried]), eqn.params["length"]
+    steps = range(length)
+    found = []
+    for i in reversed(steps) if eqn.params["reverse"] else steps:
+        xs = [
+            jax.lax.index_in_dim(a, i, keepdims=False) for a in args[consts + carried :]
+        ]
+        out = ev.run(sub[0], [*args[:consts], *carry, *xs])
+        carry = out[:carried]
+        found.append(out[carried:])
+    if eqn.params["reverse"]:
+        found.reverse()
+    return [*carry, *(jax.numpy.stack(ys) for ys in zip(*found, strict=True))]
 
 
 @rule("scan", evaluate=_scan)

@@ -1,0 +1,176 @@
+"""Least squares from moments: sums that merge, a ridge towards what was there before.
+
+`blocks` of independent problems are solved side by side: rows [g, p, f] @ W [g, f, m].
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+Blocks = Float[np.ndarray, "g f m"]
+
+DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+class Moments(NamedTuple):
+    """Rows b and targets y in numbers: means, and sums of products about the means.
+
+    `count` rows; `read` [g, f] and `made` [g, m] are means, `gram` [g, f, f], `cross`
+    [g, f, m] and `square` [g] sums of (b - mean)(b - mean)^T and so on.
+    """
+
+    count: Any
+    read: Any
+    made: Any
+    gram: Any
+    cross: Any
+    square: Any
+
+
+def moments(b: Float[jax.Array, "g p f"], y: Float[jax.Array, "g p m"]) -> Moments:
+    """Moments of one batch, in float32; traced."""
+    b, y = b.astype(jnp.float32), y.astype(jnp.float32)
+    read, made = b.mean(1), y.mean(1)
+    b, y = b - read[:, None], y - made[:, None]
+    with jax.default_matmul_precision("highest"):
+        gram = jnp.einsum("gpf,gpe->gfe", b, b)
+        cross = jnp.einsum("gpf,gpm->gfm", b, y)
+    count = jnp.asarray(b.shape[1], jnp.float32)
+    return Moments(count, read, made, gram, cross, jnp.sum(y**2, (1, 2)))
+
+
+def merged(parts: Iterable[Moments]) -> Moments:
+    """Moments of all rows together, in double precision.
+
+    Reference:
+        Chan, Golub & LeVeque, Algorithms for Computing the Sample Variance,
+        1983, eq. 2.1.
+    """
+    first, *others = parts
+    total = Moments(*(np.asarray(v, np.float64) for v in first))
+    for part in others:
+        total = _both(total, Moments(*(np.asarray(v, np.float64) for v in part)))
+    return total
+
+
+def _both(a: Moments, b: Moments) -> Moments:
+    n = a.count + b.count
+    read, made = b.read - a.read, b.made - a.made
+    share = a.count * b.count / n
+    return Moments(
+        n,
+        a.read + read * b.count / n,
+        a.made + made * b.count / n,
+        a.gram + b.gram + share * read[:, :, None] * read[:, None, :],
+        a.cross + b.cross + share * read[:, :, None] * made[:, None, :],
+        a.square + b.square + share * np.sum(made**2, -1),
+    )
+
+
+def about_zero(m: Moments) -> Moments:
+    """The same rows with products about zero: for a fit without an intercept."""
+    origin = m._replace(read=0 * m.read, made=0 * m.made)
+    return origin._replace(
+        gram=m.gram + m.count * m.read[:, :, None] * m.read[:, None, :],
+        cross=m.cross + m.count * m.read[:, :, None] * m.made[:, None, :],
+        square=m.square + m.count * np.sum(m.made**2, -1),
+    )
+
+
+class Solution(NamedTuple):
+    """A kernel [g, f, m], what is added to what it makes [g, m], and the damping."""
+
+    kernel: Blocks
+    shift: Float[np.ndarray, "g m"]
+    damping: float = 0.0
+
+
+def solve(
+    m: Moments, prior: Blocks, damping: float, *, intercept: bool = False
+) -> Solution:
+    """The W (and c) that minimise |b W + c - y|^2 + lambda |W - prior|^2.
+
+    lambda is `damping` times the mean square of the features (their variance, where
+    there is an intercept). Without one, c is zero.
+    """
+    m = m if intercept else about_zero(m)
+    f = m.gram.shape[-1]
+    ridge = damping * np.maximum(np.trace(m.gram, axis1=1, axis2=2) / f, 1e-12)
+    left = m.gram + ridge[:, None, None] * np.eye(f)
+    right = m.cross + ridge[:, None, None] * prior
+    kernel = _solved(left, right)
+    return Solution(kernel, shift(m, kernel), damping)
+
+
+def _solved(left: Float[np.ndarray, "g f f"], right: Blocks) -> Blocks:
+    if len(left) > 1:
+        return np.linalg.solve(left, right)
+    try:
+        return scipy.linalg.solve(left[0], right[0], assume_a="pos")[None]
+    except np.linalg.LinAlgError:
+        return np.linalg.lstsq(left[0], right[0], rcond=None)[0][None]
+
+
+def shift(m: Moments, kernel: Blocks) -> Float[np.ndarray, "g m"]:
+    """The intercept that goes with a kernel: means agree."""
+    return m.made - np.einsum("gf,gfm->gm", m.read, kernel)
+
+
+def error(m: Moments, fit: Solution, *, intercept: bool = False) -> float:
+    """Squared error of a fit over the squared target."""
+    raw = about_zero(m)
+    m = m if intercept else raw
+    w = fit.kernel
+    wrong = np.sum(w * (m.gram @ w)) - 2 * np.sum(w * m.cross) + np.sum(m.square)
+    if intercept:
+        wrong += m.count * np.sum((shift(m, w) - fit.shift) ** 2)
+    return float(max(wrong, 0.0) / max(float(np.sum(raw.square)), 1e-30))
+
+
+class Rows(NamedTuple):
+    """Rows b [g, p, f] and targets y [g, p, m] themselves."""
+
+    read: Any
+    made: Any
+
+
+def solve_rows(
+    rows: Rows, prior: Blocks, damping: float, *, intercept: bool = False
+) -> Solution:
+    """As `solve`, by a system as large as there are rows, if features are more."""
+    b, y = (np.asarray(v, np.float64) for v in rows)
+    means = b.mean(1), y.mean(1)
+    if intercept:
+        b, y = b - means[0][:, None], y - means[1][:, None]
+    gram = b @ b.swapaxes(1, 2)
+    trace = np.trace(gram, axis1=1, axis2=2)
+    ridge = damping * np.maximum(trace / b.shape[-1], 1e-12)
+    left = gram + ridge[:, None, None] * np.eye(b.shape[1])
+    kernel = prior + b.swapaxes(1, 2) @ _solved(left, y - b @ prior)
+    c = means[1] - np.einsum("gf,gfm->gm", means[0], kernel)
+    return Solution(kernel, c if intercept else 0 * c, damping)
+
+
+def error_rows(rows: Rows, fit: Solution) -> float:
+    """Squared error of a fit over the squared target."""
+    wrong = rows.read @ fit.kernel + fit.shift[:, None] - rows.made
+    return float(np.sum(wrong**2) / max(np.sum(np.square(rows.made)), 1e-30))
+
+
+def chosen(loss: Callable[[float], float]) -> float:
+    """The damping of the least loss, by going up or down from 1e-3 while that helps."""
+    at = DAMPINGS.index(1e-3)
+    best, down = loss(DAMPINGS[at]), loss(DAMPINGS[at - 1])
+    step = -1 if down < best else 1
+    if step < 0:
+        at, best = at - 1, down
+    while 0 <= at + step < len(DAMPINGS):
+        if (other := loss(DAMPINGS[at + step])) >= best:
+            break
+        at, best = at + step, other
+    return DAMPINGS[at]

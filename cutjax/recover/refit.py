@@ -1,0 +1,203 @@
+"""One reader refitted: which rows are taken, which fit is made, where it is written."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cutjax.readers import channel_axes, is_conv, rows
+from cutjax.recover import normal
+from cutjax.recover.lockstep import Seen
+from cutjax.recover.normal import Moments, Solution
+from cutjax.recover.program import Program
+from cutjax.recover.rows import (
+    Sample,
+    kernel_blocks,
+    kernel_from,
+    made_rows,
+    read_rows,
+)
+from cutjax.recover.stops import Stop
+
+
+class Fit(NamedTuple):
+    """One reader: squared error over squared target, as cut and refitted.
+
+    `features` of a row, `rows` that were fitted to, `damping` of the ridge.
+    """
+
+    path: str
+    before: float
+    after: float
+    features: int
+    rows: int = 0
+    damping: float = 0.0
+
+
+class Way(NamedTuple):
+    """How a reader is refitted.
+
+    `name`: "kernel" (every weight), "mixing" (one matrix of channels before the
+    parent's kernel, for all positions of a wide window) or "rows" (every weight, from
+    the rows themselves: more features than their moments should have). `step`: every
+    how many rows are taken.
+    """
+
+    name: str
+    step: int
+
+
+class Found(NamedTuple):
+    """What was measured at a reader: in batches to fit to, and in those held out."""
+
+    fitting: Any = None
+    aside: Any = None
+
+    def and_also(self, part: Any, *, held: bool) -> "Found":
+        """With one more batch."""
+        if held:
+            return self._replace(aside=joined(self.aside, part))
+        return self._replace(fitting=joined(self.fitting, part))
+
+    def joined(self, other: "Found") -> "Found":
+        """What was found at two readers of the same weights."""
+        return Found(*(joined(a, b) for a, b in zip(self, other, strict=True)))
+
+
+def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:
+    """How a reader should be refitted, by its size.
+
+    Args:
+        stop: the reader.
+        batches: how many there are.
+        most_features: that moments are made of.
+        rows_each: rows per feature that suffice.
+    """
+    wide = stop.features > most_features
+    wanted = most_features if wide and not is_conv(stop.reader) else 0
+    wanted = wanted or rows_each * stop.features
+    if not is_conv(stop.reader):
+        spare = stop.rows * batches // max(wanted, 1)
+        return Way("rows" if wide else "kernel", max(spare, 1))
+    if wide:
+        return Way("mixing", 1)
+    return Way("kernel", _stride(stop, batches, wanted))
+
+
+def _stride(stop: Stop, batches: int, wanted: int) -> int:
+    """The widest grid over the positions of a window that gives rows enough."""
+    spec = stop.reader.eqn.params["dimension_numbers"].out_spec
+    batch, _, *space = (stop.reader.eqn.outvars[0].aval.shape[i] for i in spec)
+    step = 1
+    while (
+        max(space, default=1) > step
+        and math.prod(max(n // (step + 1), 1) for n in space) * batch * batches
+        >= wanted
+    ):
+        step += 1
+    return step
+
+
+def measure(stop: Stop, way: Way) -> Callable[[Seen, Any], Any]:
+    """What is kept of a batch: moments, or the rows themselves; traced."""
+
+    def of(seen: Seen, at: Any) -> Any:
+        reader, kernel = stop.reader, seen.kernels.child
+        if way.name == "mixing":
+            axes = channel_axes(reader, reader.site.at)
+            b, y = rows(seen.read, axes)[None], rows(seen.full, axes)[None]
+            return normal.moments(b, y)
+        sample = Sample(way.step, at)
+        b = read_rows(reader, seen.read, kernel, stop.groups, sample)
+        y = made_rows(reader, seen.made, kernel, stop.groups, sample)
+        return normal.Rows(b, y) if way.name == "rows" else normal.moments(b, y)
+
+    return of
+
+
+def refitted(
+    prog: Program,
+    stop: Stop,
+    way: Way,
+    found: Found,
+    kernels: Any,
+    damping: float | None,
+) -> tuple[Any, np.ndarray | None, Fit]:
+    """The kernel that fits, what its bias gains per channel, and how well it fits.
+
+    Args:
+        prog: the program.
+        stop: the reader.
+        way: how to refit it.
+        found: what `measure` found in all batches.
+        kernels: the pair of kernels as they stand.
+        damping: of the ridge; None to choose it by batches held out.
+    """
+    mixing = way.name == "mixing"
+    prior = _prior(prog, stop, kernels, mixing=mixing)
+    intercept = stop.bias is not None and not mixing
+    solve, error = _solvers(way, prior, intercept=intercept)
+    whole = joined(found.fitting, found.aside)
+    count = int(whole.read.shape[1] if isinstance(whole, normal.Rows) else whole.count)
+    if damping is None:
+        damping = 1e-3
+        if found.aside is not None:
+            aside = found.aside
+            damping = normal.chosen(lambda d: error(aside, solve(found.fitting, d)))
+    if count < prior.shape[1]:
+        damping = max(damping, 1e-3)
+    fit = solve(whole, damping)
+    as_cut = Solution(prior, 0 * fit.shift)
+    before, after = error(whole, as_cut), error(whole, fit)
+    facts = Fit(stop.path, before, after, prior.shape[1], count, damping)
+    matrix = fit.kernel
+    if mixing:
+        matrix = _mixed(prog, stop, kernels, matrix[0])
+    kernel = kernel_from(stop.reader, matrix, kernels.child, stop.groups)
+    return kernel, fit.shift if intercept else None, facts
+
+
+def _solvers(way: Way, prior: Any, *, intercept: bool):
+    if way.name == "rows":
+        return (
+            lambda data, d: normal.solve_rows(data, prior, d, intercept=intercept),
+            normal.error_rows,
+        )
+    return (
+        lambda data, d: normal.solve(data, prior, d, intercept=intercept),
+        lambda data, fit: normal.error(data, fit, intercept=intercept),
+    )
+
+
+def joined(a: Any, b: Any) -> Any:
+    """What was measured in both; None is nothing."""
+    if a is None or b is None:
+        return b if a is None else a
+    if isinstance(a, Moments):
+        return normal.merged([a, b])
+    return normal.Rows(*(np.concatenate(v, 1) for v in zip(a, b, strict=True)))
+
+
+def _prior(prog: Program, stop: Stop, kernels: Any, *, mixing: bool) -> Any:
+    """What a reader does as cut: its kernel; or, of channels, their selection."""
+    if not mixing:
+        child = np.asarray(kernels.child, np.float64)
+        return kernel_blocks(stop.reader, child, stop.groups)
+    stays = _stays(prog, stop)
+    return np.eye(len(stays))[stays][None]
+
+
+def _stays(prog: Program, stop: Stop) -> np.ndarray:
+    (axis,) = channel_axes(stop.reader, stop.reader.site.at)
+    return prog.evaluator.k.mask(stop.reader.ins[stop.reader.site.at].dims[axis])
+
+
+def _mixed(prog: Program, stop: Stop, kernels: Any, mix: np.ndarray) -> np.ndarray:
+    """The parent's kernel behind one mixing of channels, for all of the window."""
+    numbers = stop.reader.eqn.params["dimension_numbers"]
+    made = stop.reader.outs[0].dims[numbers.out_spec[1]]
+    parent = np.asarray(kernels.parent, np.float64)
+    blocks = kernel_blocks(stop.reader, parent)[:, :, prog.evaluator.k.mask(made)]
+    by_channel = blocks.reshape(mix.shape[1], -1, blocks.shape[-1])
+    return np.einsum("kc,cwm->kwm", mix, by_channel).reshape(1, -1, blocks.shape[-1])

@@ -1,0 +1,201 @@
+"""What a reader reads and makes, as matrices: one product `rows @ kernel` per group.
+
+Dense layers and convolutions have one group; grouped and depthwise convolutions, and
+contractions with batch axes, have several, each with a kernel of its own. Features run
+over channels outside and the positions of the window inside.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from cutjax.readers import is_conv
+from cutjax.resize import Kept, Reader
+
+AnyArray = Array | np.ndarray
+
+
+class Sample(NamedTuple):
+    """Which rows are taken: every `step`-th from `at` on, along each axis of space."""
+
+    step: int = 1
+    at: Int[AnyArray, ""] | int = 0
+
+
+WHOLE = Sample()
+
+
+def is_matrix(reader: Reader) -> bool:
+    """Whether what a reader makes is rows times a kernel, both known."""
+    site, ins = reader.site, reader.ins
+    if site.looped or site.summed is not None or len(ins) != 2:
+        return False
+    if ins[1 - site.at].data or not ins[site.at].data:
+        return False
+    if is_conv(reader):
+        return site.at == 0 and reader.eqn.params["batch_group_count"] == 1
+    return "dimension_numbers" in reader.eqn.params
+
+
+def groups_of(reader: Reader, kept: Kept) -> int:
+    """The groups of a convolution once channels are gone; 1 for whatever else."""
+    if not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1:
+        return 1
+    spec = _conv(reader)
+    each = kept.count(reader.ins[1].dims[spec.rhs_spec[1]])
+    return kept.count(reader.ins[0].dims[spec.lhs_spec[1]]) // max(each, 1)
+
+
+def kernel_blocks(
+    reader: Reader, kernel: Shaped[AnyArray, "..."], groups: int = 1
+) -> Shaped[AnyArray, "g f m"]:
+    """A kernel as one matrix per group; `groups` of a convolution."""
+    if is_conv(reader):
+        out, inner, *window = _conv(reader).rhs_spec
+        moved = kernel.transpose(out, inner, *window)
+        m, f = moved.shape[0], math.prod(moved.shape[1:])
+        return moved.reshape(groups, m // groups, f).swapaxes(1, 2)
+    batch, inner, free = _dot_axes(reader, 1 - reader.site.at, kernel.ndim)
+    moved = kernel.transpose(*batch, *inner, *free)
+    b, c = len(batch), len(inner)
+    sizes = [math.prod(s) for s in np.split(np.array(moved.shape), [b, b + c])]
+    return moved.reshape([int(s) for s in sizes])
+
+
+def kernel_from(
+    reader: Reader, blocks: Float[np.ndarray, "g f m"], like: Any, groups: int = 1
+) -> Float[np.ndarray, "..."]:
+    """The kernel that has these blocks; `like` has its shape and dtype."""
+    index = np.arange(math.prod(like.shape)).reshape(like.shape)
+    flat = np.empty(index.size, like.dtype)
+    flat[kernel_blocks(reader, index, groups).ravel()] = np.asarray(blocks).ravel()
+    return flat.reshape(like.shape)
+
+
+def features_of(reader: Reader, kernel: Any) -> int:
+    """How many features a group reads."""
+    if is_conv(reader):
+        return math.prod(kernel.shape) // kernel.shape[_conv(reader).rhs_spec[0]]
+    _, inner, _ = _dot_axes(reader, 1 - reader.site.at, len(kernel.shape))
+    return math.prod(kernel.shape[a] for a in inner)
+
+
+def rows_of(reader: Reader) -> int:
+    """How many rows one batch gives at full size, per group."""
+    out = reader.eqn.outvars[0].aval.shape
+    return math.prod(out[a] for a in _row_axes(reader))
+
+
+def made_rows(
+    reader: Reader,
+    made: Float[Array, "..."],
+    kernel: Any,
+    groups: int = 1,
+    sample: Sample = WHOLE,
+) -> Float[Array, "g p m"]:
+    """What a reader makes, some of its rows."""
+    if is_conv(reader):
+        batch, channel, *space = _conv(reader).out_spec
+        moved = made.transpose(batch, *space, channel)
+        for axis in range(1, moved.ndim - 1):
+            moved = _every(moved, axis, sample)
+        split = moved.reshape(-1, groups, moved.shape[-1] // groups)
+        return split.swapaxes(0, 1)
+    batch, rows, free = _out_axes(reader, kernel)
+    moved = made.transpose(*batch, *rows, *free)
+    groups = math.prod(made.shape[a] for a in batch)
+    m = math.prod(made.shape[a] for a in free)
+    return _every(moved.reshape(groups, -1, m), 1, sample)
+
+
+def read_rows(
+    reader: Reader,
+    values: Float[Array, "..."],
+    kernel: Any,
+    groups: int = 1,
+    sample: Sample = WHOLE,
+) -> Float[Array, "g p f"]:
+    """What a reader reads for each of the rows of `made_rows`."""
+    if is_conv(reader):
+        return _patches(reader, values, kernel, groups, sample)
+    batch, inner, free = _dot_axes(reader, reader.site.at, values.ndim)
+    moved = values.transpose(*batch, *free, *inner)
+    groups = math.prod(values.shape[a] for a in batch)
+    f = math.prod(values.shape[a] for a in inner)
+    return _every(moved.reshape(groups, -1, f), 1, sample)
+
+
+def made_axes(reader: Reader, kernel: Any) -> tuple[int, ...]:
+    """Axes of the output that tell channels (and groups) apart, in blocks' order."""
+    if is_conv(reader):
+        return (_conv(reader).out_spec[1],)
+    batch, _, free = _out_axes(reader, kernel)
+    return (*batch, *free)
+
+
+def _row_axes(reader: Reader) -> tuple[int, ...]:
+    kernel = reader.eqn.invars[1 - reader.site.at].aval
+    rank = len(reader.eqn.outvars[0].aval.shape)
+    taken = made_axes(reader, kernel)
+    return tuple(a for a in range(rank) if a not in taken)
+
+
+def _conv(reader: Reader) -> Any:
+    return reader.eqn.params["dimension_numbers"]
+
+
+def _dot_axes(reader: Reader, operand: int, rank: int):
+    """Axes of an operand: batch, contracted, free."""
+    contracted, batch = reader.eqn.params["dimension_numbers"]
+    inner, outer = tuple(contracted[operand]), tuple(batch[operand])
+    free = tuple(a for a in range(rank) if a not in (*inner, *outer))
+    return outer, inner, free
+
+
+def _out_axes(reader: Reader, kernel: Any):
+    """Axes of a contraction's output: batch, rows, made by the kernel."""
+    batch, _, free = _dot_axes(reader, 1 - reader.site.at, len(kernel.shape))
+    rank, b, m = len(reader.eqn.outvars[0].aval.shape), len(batch), len(free)
+    first = tuple(range(b))
+    if reader.site.at == 0:
+        return first, tuple(range(b, rank - m)), tuple(range(rank - m, rank))
+    return first, tuple(range(b + m, rank)), tuple(range(b, b + m))
+
+
+def _every(values: Array, axis: int, sample: Sample) -> Array:
+    step = min(sample.step, values.shape[axis])
+    if step == 1:
+        return values
+    length = (values.shape[axis] // step - 1) * step + 1
+    part = jax.lax.dynamic_slice_in_dim(values, sample.at % step, length, axis)
+    return jax.lax.slice_in_dim(part, 0, length, step, axis)
+
+
+def _patches(
+    reader: Reader, values: Array, kernel: Any, groups: int, sample: Sample
+) -> Array:
+    """Windows cut out by slices: grouped convolutions are what XLA's CPU does worst."""
+    p, spec = reader.eqn.params, _conv(reader)
+    x = values.transpose(spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
+    pads = zip(p["padding"], p["lhs_dilation"], strict=True)
+    space = [(low, high, d - 1) for (low, high), d in pads]
+    zero = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, zero, [(0, 0, 0), *space, (0, 0, 0)])
+    window = [kernel.shape[i] for i in spec.rhs_spec[2:]]
+    made = [reader.eqn.outvars[0].aval.shape[i] for i in spec.out_spec[2:]]
+    slices = []
+    for offset in np.ndindex(*window):
+        part = x
+        axes = zip(offset, p["rhs_dilation"], p["window_strides"], made, strict=True)
+        for axis, (o, dilation, stride, n) in enumerate(axes, start=1):
+            first, last = o * dilation, o * dilation + (n - 1) * stride + 1
+            part = jax.lax.slice_in_dim(part, first, last, stride, axis)
+            part = _every(part, axis, sample)
+        slices.append(part)
+    seen = jnp.stack(slices, -1)
+    f = seen.shape[-2] // groups * len(slices)
+    return seen.reshape(-1, groups, f).swapaxes(0, 1)
