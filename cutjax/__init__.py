@@ -30,7 +30,7 @@ from cutjax.gate import gate
 from cutjax.graph import Graph, Group
 from cutjax.pareto import front, worst_case
 from cutjax.plan import plan
-from cutjax.recover import compensate, finetune, recalibrate, teach
+from cutjax.recover import compensate, finetune, recalibrate, repair, teach
 from cutjax.rules import register_rule
 from cutjax.saliency import fisher, joint, l1, random, saliency, taylor
 from cutjax.shrink import cut, cut_params, mask, select, shrink
@@ -73,6 +73,7 @@ __all__ = [
     "recalibrate",
     "recipes",
     "register_rule",
+    "repair",
     "rules",
     "saliency",
     "save",

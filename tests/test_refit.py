@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from nets import NETS
 from test_compensate import (
     batch_of,
     error,
+    im2col,
     normal,
     off,
     outputs,
@@ -26,6 +28,7 @@ from test_compensate import (
 )
 
 import cutjax as cj
+from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal as least
 from cutjax.recover.lockstep import segment
@@ -33,7 +36,7 @@ from cutjax.recover.program import program
 from cutjax.recover.rows import Sample, kernel_blocks, kernel_from, made_rows, read_rows
 from cutjax.recover.stops import stops_of
 
-module = importlib.import_module("cutjax.recover.compensate")
+module = importlib.import_module("cutjax.recover.walk")
 QUIET: Any = {"progress": False}
 
 
@@ -100,7 +103,7 @@ def test_moments_of_parts_are_those_of_the_whole():
     wide = b.astype(np.float64)
     np.testing.assert_allclose(whole.gram, wide.swapaxes(1, 2) @ wide, rtol=1e-5)
     np.testing.assert_allclose(whole.cross, wide.swapaxes(1, 2) @ y, atol=1e-3)
-    np.testing.assert_allclose(whole.square, np.square(y).sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(whole.square, np.square(y).sum(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("intercept", [False, True])
@@ -306,6 +309,119 @@ def test_a_head_that_is_also_the_embedding_stays_as_it_is():
     got, fits = cj.compensate(apply, p, graph, keep, [tokens], **QUIET)
     np.testing.assert_array_equal(got["table"], p["table"][:, keep[name]])
     assert [f.path for f in fits] == ["mix"]
+
+
+# Statistics. -------------------------------------------------------------------------
+
+
+def plain(p: Any, x: Any) -> Any:
+    h = jax.nn.relu(x @ p["a"])
+    h = jax.nn.relu(h @ p["b"] + p["shift"])
+    return h @ p["c"] + p["bias"]
+
+
+def check_repair(repair: Any) -> None:
+    sizes = {"a": (5, 12), "b": (12, 10), "c": (10, 3), "shift": (10,), "bias": (3,)}
+    p = {n: normal(i, *s) for i, (n, s) in enumerate(sizes.items())}
+    batches = [normal(10 + i, 40, 5) for i in range(2)]
+    graph = cj.trace(plain, p, batches[0])
+    keep = {"a:1": off(12, 0, 3, 5, 7), "b:1": off(10, 2, 6, 9)}
+    got, fits = repair(plain, p, graph, keep, batches, **QUIET)
+    x = np.concatenate(batches)
+
+    def made(q: Any) -> tuple[Any, Any]:
+        second = np.maximum(x @ q["a"], 0) @ q["b"] + q["shift"]
+        return second, np.maximum(second, 0) @ q["c"] + q["bias"]
+
+    stays = keep["b:1"]
+    wanted = made(p)[0][:, stays], made(p)[1]
+    for mine, theirs in zip(made(jax.tree.map(np.asarray, got)), wanted, strict=True):
+        np.testing.assert_allclose(mine.mean(0), theirs.mean(0), atol=1e-3)
+        np.testing.assert_allclose(mine.std(0), theirs.std(0), rtol=1e-3)
+    assert [f.path for f in fits] == ["a", "b", "c"]
+    # One number per channel: kernels keep their directions.
+    kernel = p["b"][keep["a:1"]][:, stays]
+    ratio = np.asarray(got["b"] / kernel)
+    np.testing.assert_allclose(ratio, ratio[:1].repeat(len(ratio), 0), rtol=1e-4)
+
+
+def test_repair_gives_every_channel_the_spread_that_it_had():
+    check_repair(cj.repair)
+
+
+def test_saboteur_that_repairs_nothing_is_found_out():
+    def nothing(apply, p, graph, keep, batches, **kw):
+        return cj.cut_params(p, graph, keep), []
+
+    with pytest.raises(AssertionError):
+        check_repair(nothing)
+
+
+class Normed(nn.Module):
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        x = nn.Conv(6, (3, 3), use_bias=False)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x)
+        x = nn.relu(x).mean((1, 2))
+        return {t: nn.Dense(n, name=t)(x) for t, n in (("age", 2), ("smile", 1))}
+
+
+def check_statistics(recalibrate: Any, momentum: float) -> None:
+    """Batches of different sizes count by their examples."""
+    net = Normed(momentum)
+    x = 2 + normal(0, 22, 5, 5, 3)
+    params = net.init(jax.random.key(0), x)
+
+    def train(p, x):
+        return net.apply(p, x, True, mutable=["batch_stats"])
+
+    graph = cj.trace(net.apply, params, x)
+    keep = {graph.free[0].name: off(6, 1, 4)}
+    for tasks in (None, ("age",), ("smile",)):
+        small_train = cj.shrink(train, graph, keep, tasks)
+        _, small = cj.cut(net.apply, params, graph, keep, tasks)
+        parts = [x[:8], x[8:16], x[16:]]
+        got = recalibrate(small_train, small, parts, **QUIET)
+        kernel = small["params"]["Conv_0"]["kernel"]
+        made = im2col(x, 3, 1, 1, True) @ np.asarray(kernel).reshape(27, -1)
+        found = got["batch_stats"]["BatchNorm_0"]
+        np.testing.assert_allclose(found["mean"], made.mean(0), atol=1e-5)
+        np.testing.assert_allclose(found["var"], made.var(0), rtol=1e-4)
+        heads = tasks or ("age", "smile")
+        assert set(got["params"]) == {"Conv_0", "BatchNorm_0", *heads}
+
+
+@pytest.mark.parametrize("momentum", [0.99, 0.5])
+def test_statistics_are_those_of_all_batches_as_one_for_every_subset(momentum):
+    check_statistics(cj.recalibrate, momentum)
+
+
+def test_saboteur_running_averages_are_found_out():
+    def running(train, params, batches, **kw):
+        for x in batches:
+            params = {**params, **train(params, x)[1]}
+        return params
+
+    with pytest.raises(AssertionError):
+        check_statistics(running, 0.9)
+
+
+def test_statistics_of_bad_data_are_an_error():
+    net = Normed()
+    x = normal(0, 4, 5, 5, 3)
+    params = net.init(jax.random.key(0), x)
+
+    def train(p, x):
+        return net.apply(p, x, True, mutable=["batch_stats"])
+
+    with pytest.raises(DataError, match="no data"):
+        cj.recalibrate(train, params, [], **QUIET)
+    with pytest.raises(DataError, match="in the batch after 4 examples"):
+        cj.recalibrate(train, params, [x, np.nan * x], **QUIET)
+    with pytest.raises(MismatchError, match="returned updates for"):
+        cj.recalibrate(lambda p, x: (net.apply(p, x), {}), params, [x], **QUIET)
 
 
 # Much, little, bad. ------------------------------------------------------------------

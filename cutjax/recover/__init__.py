@@ -7,3 +7,4 @@ from cutjax.recover.finetune import (
     teach as teach,
 )
 from cutjax.recover.recalibrate import recalibrate as recalibrate
+from cutjax.recover.repair import repair as repair

@@ -21,7 +21,7 @@ class Moments(NamedTuple):
     """Rows b and targets y in numbers: means, and sums of products about the means.
 
     `count` rows; `read` [g, f] and `made` [g, m] are means, `gram` [g, f, f], `cross`
-    [g, f, m] and `square` [g] sums of (b - mean)(b - mean)^T and so on.
+    [g, f, m] and `square` [g, m] sums of (b - mean)(b - mean)^T and so on.
     """
 
     count: Any
@@ -41,7 +41,7 @@ def moments(b: Float[jax.Array, "g p f"], y: Float[jax.Array, "g p m"]) -> Momen
         gram = jnp.einsum("gpf,gpe->gfe", b, b)
         cross = jnp.einsum("gpf,gpm->gfm", b, y)
     count = jnp.asarray(b.shape[1], jnp.float32)
-    return Moments(count, read, made, gram, cross, jnp.sum(y**2, (1, 2)))
+    return Moments(count, read, made, gram, cross, jnp.sum(y**2, 1))
 
 
 def merged(parts: Iterable[Moments]) -> Moments:
@@ -68,7 +68,7 @@ def _both(a: Moments, b: Moments) -> Moments:
         a.made + made * b.count / n,
         a.gram + b.gram + share * read[:, :, None] * read[:, None, :],
         a.cross + b.cross + share * read[:, :, None] * made[:, None, :],
-        a.square + b.square + share * np.sum(made**2, -1),
+        a.square + b.square + share * made**2,
     )
 
 
@@ -78,7 +78,7 @@ def about_zero(m: Moments) -> Moments:
     return origin._replace(
         gram=m.gram + m.count * m.read[:, :, None] * m.read[:, None, :],
         cross=m.cross + m.count * m.read[:, :, None] * m.made[:, None, :],
-        square=m.square + m.count * np.sum(m.made**2, -1),
+        square=m.square + m.count * m.made**2,
     )
 
 
@@ -105,6 +105,19 @@ def solve(
     right = m.cross + ridge[:, None, None] * prior
     kernel = _solved(left, right)
     return Solution(kernel, shift(m, kernel), damping)
+
+
+def rescaled(m: Moments, prior: Blocks, *, intercept: bool = False) -> Solution:
+    """The kernel with each channel's results as wide as the target's.
+
+    Channels that never move stay as they are.
+    """
+    m = m if intercept else about_zero(m)
+    wide = np.einsum("gfm,gfe,gem->gm", prior, m.gram, prior, optimize=True)
+    moves = (wide > 1e-12 * np.max(wide, initial=1e-30)) & (m.square > 0)
+    scale = np.sqrt(np.where(moves, m.square / np.where(moves, wide, 1), 1))
+    kernel = prior * scale[:, None]
+    return Solution(kernel, shift(m, kernel))
 
 
 def _solved(left: Float[np.ndarray, "g f f"], right: Blocks) -> Blocks:

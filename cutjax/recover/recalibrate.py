@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from cutjax.errors import DataError, MismatchError
@@ -18,12 +20,13 @@ def recalibrate(
     *,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Running means and variances as if all batches had been one.
+    """Running means and variances as if all batches had been one, in constant memory.
 
     A batch statistic is read off two updates, from zeros and from ones: a running
     average moves by `new = m * old + (1 - m) * batch`, whatever its momentum m.
-    Statistics named `mean` and `var` side by side combine as E[var_b] + Var[mean_b];
-    others are averaged.
+    Statistics named `mean` and `var` side by side combine as E[var_b] + Var[mean_b],
+    batches weighted by their examples; others are averaged. For every subset of tasks,
+    shrink `train_apply` for it.
 
     Args:
         train_apply: `(params, x) -> (outputs, updates)`; `updates` replace top-level
@@ -36,7 +39,7 @@ def recalibrate(
         `params` with new statistics.
 
     Raises:
-        DataError: no data.
+        DataError: no data, or statistics that are NaN or infinite.
         MismatchError: the function updates nothing, or something unknown.
     """
 
@@ -57,30 +60,44 @@ def recalibrate(
         def batch(zero: Any, one: Any, old: Any) -> Any:
             # A statistic that does not move (momentum 1) stays what it was.
             kept = one - zero
-            return jnp.where(kept < 1, zero / (1 - kept), old)
+            return jnp.where(kept >= 1, old, zero / (1 - kept))
 
         zeros, ones = moved(0.0), moved(1.0)
         return jax.tree.map(batch, zeros, ones, {k: params[k] for k in updates})
 
-    seen = []
+    held: Any = None
+    count = 0
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):
         x = batch[0] if isinstance(batch, tuple) else batch
-        seen.append(statistics(params, x))
-    if not seen:
+        found, n = statistics(params, x), len(jax.tree.leaves(x)[0])
+        _check(found, count)
+        count += n
+        held = found if held is None else _combined(held, found, n / count)
+    if held is None:
         raise DataError("no data to recalibrate on; pass batches of (x, ...)")
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
-    return {**params, **_combined(stacked)}
+    return {**params, **held}
 
 
-def _combined(stacked: Any) -> Any:
-    """Statistics of all batches as one; equal weights."""
-    named = named_leaves(stacked)
+def _check(found: Any, seen: int) -> None:
+    for name, leaf in named_leaves(found).items():
+        if not np.isfinite(leaf).all():
+            raise DataError(
+                f"recalibrate: {name!r} is NaN or infinite in the batch after {seen} "
+                "examples; look for NaN in the inputs or the parameters"
+            )
 
-    def combine(path: tuple[Any, ...], leaf: Any) -> Any:
+
+@jax.jit
+def _combined(held: Any, found: Any, share: Float[Array, ""] | float) -> Any:
+    """Statistics so far with those of one more batch, which is `share` of it all."""
+    before, now = named_leaves(held), named_leaves(found)
+
+    def combine(path: tuple[Any, ...], a: Array, b: Array) -> Array:
+        mixed = a + share * (b - a)
         parent, _, kind = path_name(path).rpartition("/")
-        means = named.get(f"{parent}/mean")
-        if kind == "var" and means is not None:
-            return leaf.mean(0) + means.var(0)
-        return leaf.mean(0)
+        mean = f"{parent}/mean"
+        if kind == "var" and mean in before:
+            return mixed + share * (1 - share) * (now[mean] - before[mean]) ** 2
+        return mixed
 
-    return jax.tree_util.tree_map_with_path(combine, stacked)
+    return jax.tree_util.tree_map_with_path(combine, held, found)

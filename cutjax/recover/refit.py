@@ -39,9 +39,9 @@ class Way(NamedTuple):
     """How a reader is refitted.
 
     `name`: "kernel" (every weight), "mixing" (one matrix of channels before the
-    parent's kernel, for all positions of a wide window) or "rows" (every weight, from
-    the rows themselves: more features than their moments should have). `step`: every
-    how many rows are taken.
+    parent's kernel, for all positions of a wide window), "rows" (every weight, from
+    the rows themselves: more features than their moments should have) or "scale" (one
+    number per channel made). `step`: every how many rows are taken.
     """
 
     name: str
@@ -83,6 +83,11 @@ def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:
     if wide:
         return Way("mixing", 1)
     return Way("kernel", _stride(stop, batches, wanted))
+
+
+def scaling_of(stop: Stop, batches: int, rows: int) -> Way:
+    """The way to set only scales right; from few rows, however wide the reader."""
+    return Way("scale", way_of(stop, batches, stop.features, rows).step)
 
 
 def _stride(stop: Stop, batches: int, wanted: int) -> int:
@@ -140,12 +145,14 @@ def refitted(
     solve, error = _solvers(way, prior, intercept=intercept)
     whole = joined(found.fitting, found.aside)
     count = int(whole.read.shape[1] if isinstance(whole, normal.Rows) else whole.count)
+    if way.name == "scale":
+        damping = 0.0
     if damping is None:
         damping = 1e-3
         if found.aside is not None:
             aside = found.aside
             damping = normal.chosen(lambda d: error(aside, solve(found.fitting, d)))
-    if count < prior.shape[1]:
+    if count < prior.shape[1] and way.name != "scale":
         damping = max(damping, 1e-3)
     fit = solve(whole, damping)
     as_cut = Solution(prior, 0 * fit.shift)
@@ -159,6 +166,11 @@ def refitted(
 
 
 def _solvers(way: Way, prior: Any, *, intercept: bool):
+    if way.name == "scale":
+        return (
+            lambda data, d: normal.rescaled(data, prior, intercept=intercept),
+            lambda data, fit: normal.error(data, fit, intercept=intercept),
+        )
     if way.name == "rows":
         return (
             lambda data, d: normal.solve_rows(data, prior, d, intercept=intercept),

@@ -1,0 +1,238 @@
+"""One walk over a program's readers: measured, refitted, written, one after another."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from cutjax.errors import DataError
+from cutjax.graph import Graph
+from cutjax.mirror import named_leaves
+from cutjax.recover.lockstep import Pair, segment
+from cutjax.recover.program import Program, program
+from cutjax.recover.refit import Fit, Found, Way, measure, refitted
+from cutjax.recover.stops import Stop, stops_of
+from cutjax.shrink import check_params, cut_params, needed, pruned, select
+
+WayOf = Callable[[Stop, int], Way]
+
+
+def recovered(
+    apply: Callable[..., Any],
+    params: Any,
+    graph: Graph,
+    keep: Mapping[str, np.ndarray],
+    batches: Iterable[Any],
+    way_of: WayOf,
+    *,
+    tasks: Sequence[str] | str | None = None,
+    damping: float | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    progress: bool = True,
+    label: str = "compensate",
+) -> tuple[Any, list[Fit]]:
+    """The cut parameters with every reader refitted in its way; see `compensate`.
+
+    Args:
+        way_of: from a reader and the number of batches to how it is refitted.
+        label: of the progress bar and of warnings.
+    """
+    check_params(params, graph)
+    chosen = graph.check_tasks(tasks)
+    inputs = _inputs(batches, sharding)
+    as_cut = named_leaves(cut_params(params, graph, keep))
+    used = needed(graph, tasks)
+    prog = program(select(apply, chosen), graph, keep, inputs[0])
+    stops = tuple(s for s in stops_of(prog, as_cut) if s.path in used)
+    ways = {s.index: way_of(s, len(inputs)) for s in stops}
+    parent = list(named_leaves(params).values())
+    job = Job(prog, ways, parent, inputs, damping, progress, label)
+    child, fits = as_cut, []
+    if any(s.tied is not None for s in stops):
+        # Weights read in several places are fitted to all of them at once. That takes
+        # a walk of its own: what comes after them must see them as they will be.
+        child, fits = _tied(job, _walk(job, stops, as_cut).tied, as_cut)
+        stops = tuple(s for s in stops if s.tied is None)
+    done = _walk(job, stops, child)
+    child = _not_worse(job, as_cut, done)
+    out = jax.tree.unflatten(graph.treedef, list(child.values()))
+    absent = frozenset(graph.shapes) - used
+    return pruned(out, lambda name, _: name in absent), [*fits, *done.fits]
+
+
+class Job(NamedTuple):
+    """What stays the same: the program, ways by reader, the parent, the data."""
+
+    prog: Program
+    ways: Mapping[int, Way]
+    parent: list[Any]
+    inputs: list[tuple[Any, ...]]
+    damping: float | None
+    progress: bool
+    label: str
+
+
+class Walked(NamedTuple):
+    """A child refitted; what was measured at tied readers; pairs of outputs."""
+
+    child: dict[str, Any]
+    fits: list[Fit]
+    tied: dict[int, tuple[Stop, Found, Pair]]
+    outputs: list[list[Pair]]
+
+
+def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
+    """Refit reader after reader; those that are tied are only measured."""
+    alive = [_start(job.prog, x) for x in job.inputs]
+    kernel, fits = None, []
+    tied: dict[int, tuple[Stop, Found, Pair]] = {}
+    bar = tqdm(stops, desc=job.label, disable=not job.progress, leave=False)
+    for number, stop in enumerate(bar):
+        way = job.ways[stop.index]
+        step = _measured(segment(job.prog, stops, number), measure(stop, way))
+        pair = Pair(job.parent, list(child.values()))
+        alive, found, kernels = _stream(step, stop, pair, alive, kernel)
+        if stop.tied is not None:
+            before = tied[stop.tied][1] if stop.tied in tied else Found()
+            tied[stop.tied] = stop, before.joined(found), kernels
+            kernel = kernels.child
+            continue
+        kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
+        _warn(fit, job.label)
+        fits.append(fit)
+        child = _written(child, stop, kernel, shift)
+    last = jax.jit(segment(job.prog, stops, len(stops)))
+    pair = Pair(job.parent, list(child.values()))
+    outputs = [last(pair, values, kernel)[1] for values in alive]
+    return Walked(dict(child), fits, tied, outputs)
+
+
+def _tied(
+    job: Job, measured: Mapping[int, tuple[Stop, Found, Pair]], child: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Fit]]:
+    fits = []
+    for stop, found, kernels in measured.values():
+        way = job.ways[stop.index]
+        kernel, _, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
+        child = _written(child, stop, kernel, None)
+        fits.append(fit)
+    return dict(child), fits
+
+
+def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, Any]:
+    """The refitted parameters, if their outputs are closer to the parent's."""
+    frame, evaluator = job.prog.frame, job.prog.evaluator
+    run = jax.jit(
+        lambda leaves, x: evaluator.run(frame, [*leaves, *jax.tree.leaves(x)])
+    )
+    leaves, plain = list(as_cut.values()), []
+    for x, pairs in zip(job.inputs, done.outputs, strict=True):
+        outs = run(leaves, x)
+        plain.append([Pair(p.parent, o) for p, o in zip(pairs, outs, strict=True)])
+    before, after = _distance(plain), _distance(done.outputs)
+    if after <= before * (1 + 1e-3) + 1e-9:
+        return done.child
+    warnings.warn(
+        f"{job.label}: refitting made the outputs worse on the calibration data (error "
+        f"{before:.3g} before, {after:.3g} after); the parameters are returned as cut",
+        stacklevel=3,
+    )
+    return dict(as_cut)
+
+
+def _distance(outputs: list[list[Pair]]) -> float:
+    """Squared error over squared answers, the mean over outputs."""
+    found = []
+    for pairs in zip(*outputs, strict=True):
+        answers = [(np.asarray(p.parent), np.asarray(p.child)) for p in pairs]
+        if not np.issubdtype(answers[0][0].dtype, np.floating):
+            continue
+        wrong = sum(float(np.sum(np.square(c - p, dtype=float))) for p, c in answers)
+        whole = sum(float(np.sum(np.square(p, dtype=float))) for p, _ in answers)
+        found.append(wrong / max(whole, 1e-30))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _inputs(batches: Iterable[Any], sharding: Any) -> list[tuple[Any, ...]]:
+    found = []
+    for batch in batches:
+        x = batch[0] if isinstance(batch, tuple) else batch
+        found.append(x if isinstance(x, tuple) else (x,))
+    if not found:
+        raise DataError("the calibration data is empty; pass batches of (x, ...)")
+    size = len(jax.tree.leaves(found[0])[0])
+    equal = [x for x in found if len(jax.tree.leaves(x)[0]) == size]
+    return equal if sharding is None else [jax.device_put(x, sharding) for x in equal]
+
+
+def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
+    variables = prog.frame.jaxpr.invars[len(prog.paths) :]
+    leaves = map(jnp.asarray, jax.tree.leaves(inputs))
+    return {prog.numbers[v]: Pair(a, a) for v, a in zip(variables, leaves, strict=True)}
+
+
+def _measured(run: Callable, measured: Callable) -> Callable:
+    """A segment that returns what is measured at its reader instead of values."""
+
+    @jax.jit
+    def step(params, alive, kernel, at):
+        left, seen = run(params, alive, kernel)
+        return left, measured(seen, at), seen.kernels
+
+    return step
+
+
+def _stream(
+    step: Callable, stop: Stop, params: Pair, alive: list, kernel: Any
+) -> tuple[list, Found, Any]:
+    """Take every batch through a segment; what was alive before it is let go."""
+    after, found = [], Found()
+    kernels: Any = None
+    number = len(alive)
+    # The last quarter is held out; of two or three batches the last one.
+    first_held = number - (number // 4 or number // 2)
+    rng = np.random.default_rng(0)
+    while alive:
+        at = len(after)
+        values = alive.pop(0)
+        left, part, kernels = step(params, values, kernel, rng.integers(1 << 30))
+        after.append(left)
+        part = jax.tree.map(np.asarray, part)
+        if not all(np.isfinite(value).all() for value in part):
+            raise DataError(
+                f"what the reader of {stop.path!r} sees is NaN or infinite, in batch "
+                f"{at}; look for NaN in the inputs or the parameters"
+            )
+        found = found.and_also(part, held=at >= first_held)
+    return after, found, kernels
+
+
+def _warn(fit: Fit, label: str) -> None:
+    if fit.rows < fit.features and fit.damping:
+        warnings.warn(
+            f"{label}: the reader of {fit.path!r} has {fit.features} features but "
+            f"{fit.rows} rows of data; damping is {fit.damping:g}; pass more "
+            "calibration data",
+            stacklevel=3,
+        )
+
+
+def _written(
+    child: Mapping[str, Any], stop: Stop, kernel: Any, shift: Any
+) -> dict[str, Any]:
+    """The child's parameters with one reader's kernel, and what shifts it, replaced."""
+    out = {**child}
+    leaf = np.array(out[stop.path])
+    leaf.reshape(-1)[stop.where.ravel()] = np.asarray(kernel, leaf.dtype).ravel()
+    out[stop.path] = jnp.asarray(leaf)
+    if stop.bias is not None and shift is not None:
+        path, where = stop.bias
+        leaf = np.array(out[path])
+        sign = stop.reach.bias[1]  # type: ignore[index]
+        leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
+        out[path] = jnp.asarray(leaf)
+    return out
