@@ -108,6 +108,7 @@ def fit(
         FloatingPointError: the loss is not finite.
 
     Example:
+        >>> import numpy as np
         >>> data = Split(np.ones((8, 1, 1, 1), np.float32), {"y": np.ones(8)})
         >>> apply = lambda w, x: (w * x.mean((1, 2, 3)), None)
         >>> loss = lambda out, y: (jnp.mean((out - y["y"]) ** 2), {})

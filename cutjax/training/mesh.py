@@ -89,6 +89,6 @@ def _tied(leaf: Any) -> bool:
 
 def _freed(leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        bits = np.asarray(jax.random.key_data(leaf))
+        bits = jnp.asarray(np.asarray(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
     return jnp.asarray(np.asarray(leaf))

@@ -152,7 +152,7 @@ def _descend(
         change, opt_state = optimizer.update(slope, moving.opt_state, free)
         free = optax.apply_updates(free, change)
         return moving._replace(opt_state=opt_state), free, True
-    seen = moving.parts + 1  # pyright: ignore[reportOptionalOperand]
+    seen = jnp.asarray(moving.parts) + 1
     mean = jax.tree.map(lambda m, g: m + (g - m) / seen, moving.gathered, slope)
 
     def land() -> Any:
@@ -177,7 +177,7 @@ def _averaged(moving: Moving, landed: Bool[Array, ""] | bool, decay: float) -> M
     State is averaged too: the statistics of averaged parameters are, to first order,
     averages of the statistics.
     """
-    updates = moving.updates + landed
+    updates = jnp.asarray(moving.updates) + landed
     # 1 - d^n without the cancellation that float32 would suffer.
     total = -jnp.expm1(jnp.maximum(updates, 1) * math.log(decay))
     weight = jnp.where(landed, (1 - decay) / total, 0.0)
