@@ -139,7 +139,8 @@ def fit(
     if checkpoint is not None:
         run = _resume.fingerprint(state, params, data, **opt.course(options))
         if found := _resume.load(checkpoint, run, state):
-            place, state, info = _resumed(found[1], found[2], where)
+            place, info = _resumed(found[2])
+            state = mesh.untied(found[1], state)
         keep = _keeper(checkpoint, run, steps)
     moved = jax.device_put((data.x, data.y), where and where.whole)
     job = loop.Run(step, moved, steps, options, evaluate, keep, metrics)
@@ -200,16 +201,15 @@ def _prepared(
         train_apply, loss, optimizer, names, **shared, where=where
     )
     moving = stepping.begin(params, optimizer, names, **shared)
-    state = mesh.settled(FitState(moving, params), where)
+    state = FitState(moving, params)
+    if where is not None:
+        state = jax.device_put(state, where.whole)
     return stepping.compiled(step, options.scan), state
 
 
-def _resumed(
-    state: FitState, kept: Mapping[str, Any], where: mesh.Layout | None
-) -> tuple[rec.Place, FitState, FitInfo]:
+def _resumed(kept: Mapping[str, Any]) -> tuple[rec.Place, FitInfo]:
     place = rec.place_of(kept["place"])
-    info = FitInfo(**kept["info"], resumed_from=place.epoch - 1)
-    return place, mesh.settled(state, where), info
+    return place, FitInfo(**kept["info"], resumed_from=place.epoch - 1)
 
 
 def _keeper(

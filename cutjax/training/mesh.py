@@ -63,28 +63,22 @@ def _fits(batch: NamedSharding, size: int) -> bool:
     return True
 
 
-def settled(tree: Any, where: Layout | None) -> Any:
-    """Arrays as a step takes them.
+def untied(tree: Any, like: Any) -> Any:
+    """Restored arrays, as free of a device as those of a new run.
 
     Orbax ties arrays to a device. Whoever trains these on beside new, free ones (the
     optimiser's) would have the step compiled twice: its results are all tied.
 
     Args:
-        tree: new arrays, or restored ones.
-        where: None frees them of the one device they lie on.
+        tree: restored arrays.
+        like: the same of a new run.
 
     Returns:
         The same values.
     """
-
-    if where is not None:
-        return jax.device_put(tree, where.whole)
-    return jax.tree.map(lambda leaf: _freed(leaf) if _tied(leaf) else leaf, tree)
-
-
-def _tied(leaf: Any) -> bool:
-    single = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1
-    return single and leaf.committed
+    return jax.tree.map(
+        lambda leaf, new: leaf if new.committed else _freed(leaf), tree, like
+    )
 
 
 def _freed(leaf: jax.Array) -> jax.Array:
