@@ -9,6 +9,7 @@ tuples and empty nodes come back as they were. Orbax is imported where it is use
 second most runs save.
 """
 
+import gc
 import logging
 import re
 import shutil
@@ -151,14 +152,17 @@ def _attempt(call: Any) -> Any:
     def never(_: logging.LogRecord) -> bool:
         return False
 
+    failed = False
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in loggers:
         logger.addFilter(never)
     try:
         return call()
     except Exception:  # of any kind: JSON, files, tensorstore
-        return None
+        failed = True
     finally:
+        # The traceback held failed tasks, which complain when they are collected.
+        _ = failed and gc.collect()
         for logger in loggers:
             logger.removeFilter(never)
 

@@ -152,7 +152,7 @@ def test_low_precision_is_close_and_keeps_small_updates():
     one = {"w": jnp.ones(())}
     got, _ = train(lambda p, x: (p["w"] * jnp.ones_like(x), None), one,
                    dtype=jnp.bfloat16, **options)  # fmt: skip
-    assert got["w"] == pytest.approx(1 - 24e-4, abs=1e-6)
+    assert got["w"] == pytest.approx(1 - 24e-4, abs=5e-5)
 
 
 def scripted(scores):
