@@ -76,13 +76,12 @@ def train(
     while place.epoch <= run.options.epochs and not _weary(info, run.options.patience):
         state, place = _epoch(run, state, info, place, bar)
         began = time.perf_counter()
-        record = {
-            "epoch": place.epoch,
-            **rec.means(place.tally),
-            **_score(run.evaluate, _shown(state.moving), place.epoch),
-        }
-        record["seconds"] = place.seconds + time.perf_counter() - began
-        state, info = _judge(state, info, record)
+        score = _score(run.evaluate, _shown(state.moving), place.epoch)
+        seconds = place.seconds + time.perf_counter() - began
+        # A task may be called like one of these: theirs come last.
+        ours = {"epoch": place.epoch, **score, "seconds": seconds}
+        record = {"epoch": place.epoch, **rec.means(place.tally), **ours}
+        state, info = _judge(state, info, record, run.evaluate is not None)
         bar.set_postfix(_summary(record))
         if run.metrics is not None:
             rec.write_line(run.metrics, "epoch", done(place, run.steps), record)
@@ -134,8 +133,8 @@ def _due(every: int | float | None, steps: int, seconds: float) -> bool:
 
 def _logged(run: Run, place: rec.Place) -> rec.Place:
     if run.metrics is not None:
-        record = {"epoch": place.epoch, **rec.means(place.window)}
-        record["seconds"] = place.seconds
+        ours = {"epoch": place.epoch, "seconds": place.seconds}
+        record = {"epoch": place.epoch, **rec.means(place.window), **ours}
         rec.write_line(run.metrics, "steps", done(place, run.steps), record)
     return place._replace(window=rec.Tally())
 
@@ -184,17 +183,19 @@ def _shown(moving: Moving) -> Any:
 
 
 def _judge(
-    state: FitState, info: FitInfo, record: dict[str, Any]
+    state: FitState, info: FitInfo, record: dict[str, Any], scored: bool
 ) -> tuple[FitState, FitInfo]:
     best = next(r for r in info.history if r["epoch"] == info.best_epoch)
     seconds = info.seconds + record["seconds"]
     info = info._replace(history=[*info.history, record], seconds=seconds)
-    if "mean" in record and record["mean"] <= best["mean"]:
+    if scored and record["mean"] <= best["mean"]:
         return state, info
     best = _shown(state.moving)
     return state._replace(best=best), info._replace(best_epoch=record["epoch"])
 
 
 def _summary(record: dict[str, Any]) -> dict[str, str]:
-    shown = {"loss": record["loss"], **record.get("validation", {})}
+    shown = {"loss": record["loss"]}
+    if isinstance(record.get("validation"), Mapping):
+        shown |= record["validation"]
     return {name: f"{value:.4g}" for name, value in shown.items()}

@@ -128,7 +128,8 @@ def write_line(path: str | PathLike[str], kind: str, step: int, record: Any) -> 
         record: the rest of the object.
     """
     with Path(path).open("a") as file:
-        _ = file.write(_line({"kind": kind, "step": step, **record}))
+        ours = {"kind": kind, "step": step}
+        _ = file.write(_line({**ours, **record, **ours}))
 
 
 def _parsed(file: Path) -> list[dict[str, Any]]:

@@ -117,7 +117,7 @@ def make_step(
         if where is not None:
             # XLA might leave some divided, and compile the next step for that.
             moving = jax.lax.with_sharding_constraint(moving, where.whole)
-        return moving, {"loss": value, **metrics}
+        return moving, {**metrics, "loss": value}
 
     return step
 
