@@ -30,7 +30,7 @@ LAYERS = [
             "naming",
             "proof",
         ),
-        *("resize", "trace", "shrink", "gate"),
+        *("resize", "trace", "shrink", "cut_state", "gate"),
     },
     {
         *("readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan"),
