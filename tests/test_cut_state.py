@@ -214,6 +214,25 @@ def test_masks_may_leave_paths_out():
     assert sparse.masks_of(got)["params"]["a"]["kernel"].shape == (3, 5)
 
 
+def test_masks_that_change_keep_their_key():
+    _, params, graph, keep = case("flat")
+    masks = sparse.channel_masks(graph, keep)
+    tx = sparse.scheduled(optax.adam(1e-3), sparse.rigl(10), masks)
+    state = tx.init(params)
+    got = cut_state(state, graph, keep, "age")
+    assert got.key is state.key and "smile" not in got.masks
+    assert got.masks["a"].shape == got.inner[0].mu["a"].shape == (3, 5)
+
+
+def test_paths_of_one_key_are_cut_beside_longer_ones():
+    """What `cut_params` does not know, as it goes by the ends of paths."""
+    params = {"a": draw(2, 3), "b": {"k": draw(3, 1)}}
+    graph = cj.trace(lambda w, x: x @ w["a"] @ w["b"]["k"], params, draw(1, 2))
+    keep = {"a:1": np.array([True, False, True])}
+    got = cut_state(optax.adam(1e-3).init(params), graph, keep)
+    same(got[0].mu, jax.tree.map(jnp.zeros_like, cj.cut_params(params, graph, keep)))
+
+
 def test_what_ends_alike_by_chance_is_left_alone():
     """Names of parameters, shapes of parameters; but not their structure."""
     _, params, graph, keep = case("flat")
