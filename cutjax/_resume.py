@@ -114,6 +114,21 @@ def load(
     return None
 
 
+def newest(folder: str | PathLike[str]) -> Json:
+    """The fingerprint of the run in `folder`.
+
+    Raises:
+        CheckpointError: nothing there can be read.
+    """
+    for _, path in sorted(_found(Path(folder).absolute()), reverse=True):
+        kept = _metadata(path)
+        if kept is not None:
+            return kept["run"]
+    raise CheckpointError(
+        f"fit: there is no checkpoint in {folder}; train with checkpoint=... first"
+    )
+
+
 def _check_run(path: Path, other: Json, run: Json) -> None:
     if other != run:
         what = [k for k in run if other.get(k) != run[k]]

@@ -30,7 +30,7 @@ from cutjax.training import (
 )
 from cutjax.training.loop import Evaluate, FitInfo, FitState
 from cutjax.training.parts import TrainApply
-from cutjax.training.step import Loss
+from cutjax.training.step import Loss, Moving
 
 
 def fit(
@@ -40,6 +40,7 @@ def fit(
     data: Split | tuple[Any, dict[str, Any]],
     *,
     optimizer: optax.GradientTransformation,
+    opt_state: Any = None,
     epochs: int,
     batch_size: int,
     seed: int = 0,
@@ -71,6 +72,8 @@ def fit(
         loss: `loss(outputs, y) -> (scalar, {name: scalar})`.
         data: `(x, {task: labels})`, moved to the device once.
         optimizer: an optax transformation, schedules included; they count updates.
+        opt_state: of the optimiser, to begin with: from `last_state`, through
+            `cut_state` if parameters were cut in between. New, if not given.
         epochs: passes over the data in all; a resumed run makes what is missing.
         batch_size: examples per step.
         seed: order of the examples.
@@ -88,8 +91,9 @@ def fit(
         sharding: a mesh, or a `NamedSharding` of the examples: batches are divided, all
             else is repeated on every device.
         checkpoint: directory that keeps the run after each epoch, created if missing. A
-            later call with the same arguments resumes from it, bit for bit on one CPU;
-            so does one with other `epochs`, `patience`, `sharding`, or a longer `scan`.
+            later call with the same arguments resumes from it, bit for bit on one CPU,
+            whenever it was interrupted. `epochs`, `patience` may be others, `sharding`,
+            `scan`, too: these change how sums are rounded.
         save_every: keep it within epochs too: every so many steps (an integer) or
             seconds (a float).
         metrics: file of one JSON object per line: `kind` "epoch" with what `history`
@@ -134,14 +138,19 @@ def fit(
     steps = opt.check(options, data, given)
     where = mesh.layout(sharding, batch_size)
     params = jax.tree.map(jnp.asarray, params)
-    step, state = _prepared(train_apply, params, loss, data, optimizer, options, where)
+    names = parts.state_names(train_apply, params, opt.batch(options, data))
+    state = _begun(params, optimizer, names, options, opt_state)
+    if where is not None:
+        state = jax.device_put(state, where.whole)
     place, info, keep = rec.Place(), None, None
     if checkpoint is not None:
-        run = _resume.fingerprint(state, params, data, **opt.course(options))
+        begun = params if opt_state is None else (params, opt_state)
+        run = _resume.fingerprint(state, begun, data, **opt.course(options, names))
         if found := _resume.load(checkpoint, run, state):
             place, info = _resumed(found[2])
             state = mesh.untied(found[1], state)
         keep = _keeper(checkpoint, run, steps)
+    step = _step(train_apply, loss, optimizer, names, options, where)
     moved = jax.device_put((data.x, data.y), where and where.whole)
     job = loop.Run(step, moved, steps, options, evaluate, keep, metrics)
     if metrics is not None:
@@ -151,6 +160,45 @@ def fit(
     left = max(steps * epochs - loop.done(place, steps), 0)
     with tqdm(total=left, desc=label or "fit", disable=not (progress and left)) as bar:
         return loop.train(job, state, info, place, bar)
+
+
+def last_state(
+    checkpoint: str | PathLike[str],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+) -> Moving:
+    """What the last step that a checkpoint knows left: not the best, the newest.
+
+    Args:
+        checkpoint: directory given to `fit`.
+        params: of the run, or their shapes in arrays of any value.
+        optimizer: of the run.
+
+    Returns:
+        The parameters, the optimiser's state and, where the run had them, the average
+        and the gradients gathered.
+
+    Raises:
+        CheckpointError: there is none, or none that is whole.
+        ValueError: it belongs to other parameters or another optimiser.
+
+    Example:
+        `params` and `tx` were trained with `checkpoint="run"`; the cut network goes on
+        with their momenta:
+
+            moving = last_state("run", params, tx)
+            small_apply, small = cj.cut(apply, moving.params, graph, keep)
+            opt_state = cj.cut_state(moving.opt_state, graph, keep)
+            fit(small_apply, small, ..., optimizer=tx, opt_state=opt_state)
+    """
+    run = _resume.newest(checkpoint)
+    options = {"accumulate": run["accumulate"], "ema": run["ema"]}
+    params = jax.tree.map(jnp.asarray, params)
+    moving = stepping.begin(params, optimizer, tuple(run["updated"]), **options)
+    like = FitState(moving, params)
+    asked = {**run, "shapes": _resume.fingerprint(like, (), ())["shapes"]}
+    found = _resume.load(checkpoint, asked, like)
+    return mesh.untied(found[1], like).moving if found else moving
 
 
 def cross_entropy(
@@ -182,29 +230,43 @@ def cross_entropy(
     return summed(dict.fromkeys(tasks, of_classes), weights)
 
 
-def _prepared(
-    train_apply: TrainApply,
+def _begun(
     params: Any,
-    loss: Loss,
-    data: Split,
     optimizer: optax.GradientTransformation,
+    names: tuple[str, ...],
+    options: opt.Options,
+    opt_state: Any,
+) -> FitState:
+    """The state before the first step."""
+    parts = {"accumulate": options.accumulate, "ema": options.ema}
+    moving = stepping.begin(params, optimizer, names, **parts)
+    if opt_state is not None:
+        stepping.check_opt_state(opt_state, moving.opt_state)
+        moving = moving._replace(opt_state=jax.tree.map(jnp.asarray, opt_state))
+    return FitState(moving, params)
+
+
+def _step(
+    train_apply: TrainApply,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    names: tuple[str, ...],
     options: opt.Options,
     where: mesh.Layout | None,
-) -> tuple[Callable[..., Any], FitState]:
-    """The compiled step, and the state before it."""
-    x = jax.ShapeDtypeStruct((options.batch_size, *data.x.shape[1:]), data.x.dtype)
-    names = parts.state_names(train_apply, params, x)
+) -> Callable[..., Any]:
+    """The compiled step."""
     if options.dtype is not None:
         train_apply = parts.lowered(train_apply, options.dtype, names)
-    shared = {"accumulate": options.accumulate, "ema": options.ema}
     step = stepping.make_step(
-        train_apply, loss, optimizer, names, **shared, where=where
+        train_apply,
+        loss,
+        optimizer,
+        names,
+        accumulate=options.accumulate,
+        ema=options.ema,
+        where=where,
     )
-    moving = stepping.begin(params, optimizer, names, **shared)
-    state = FitState(moving, params)
-    if where is not None:
-        state = jax.device_put(state, where.whole)
-    return stepping.compiled(step, options.scan), state
+    return stepping.compiled(step, options.scan)
 
 
 def _resumed(kept: Mapping[str, Any]) -> tuple[rec.Place, FitInfo]:

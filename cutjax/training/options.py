@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from cutjax.data.base import Split, check_split
@@ -22,11 +23,18 @@ class Options(NamedTuple):
     log_every: int | None = None
 
 
-def course(options: Options) -> dict[str, Any]:
+def batch(options: Options, data: Split) -> jax.ShapeDtypeStruct:
+    """The shape of the inputs of a step."""
+    shape = (options.batch_size, *data.x.shape[1:])
+    return jax.ShapeDtypeStruct(shape, data.x.dtype)
+
+
+def course(options: Options, names: tuple[str, ...]) -> dict[str, Any]:
     """What a checkpoint must agree on: others may change between its halves."""
     dtype = None if options.dtype is None else jnp.dtype(options.dtype).name
-    names = ("batch_size", "seed", "accumulate", "ema")
-    return {**{n: getattr(options, n) for n in names}, "dtype": dtype}
+    chosen = ("batch_size", "seed", "accumulate", "ema")
+    plain = {name: getattr(options, name) for name in chosen}
+    return {**plain, "dtype": dtype, "updated": list(names)}
 
 
 def check(options: Options, data: Split, needed: dict[str, Any]) -> int:

@@ -68,6 +68,33 @@ def begin(
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), moving)
 
 
+def check_opt_state(given: Any, new: Any) -> None:
+    """Check that an optimiser's state is one for these parameters.
+
+    Args:
+        given: the state to go on with.
+        new: the one that the optimiser would begin with.
+
+    Raises:
+        ValueError: another structure, or a leaf of another shape.
+    """
+    if jax.tree.structure(given) != jax.tree.structure(new):
+        raise ValueError(
+            "fit: opt_state has another structure than optimizer.init(params): it is "
+            "of another optimiser or of other parameters (use cut_state if these were "
+            "cut)"
+        )
+    for (path, leaf), want in zip(
+        jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(new), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(want):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"fit: opt_state {name!r} is {list(jnp.shape(leaf))}, expected "
+                f"{list(jnp.shape(want))}; use cut_state if the parameters were cut"
+            )
+
+
 def make_step(
     train_apply: TrainApply,
     loss: Loss,
