@@ -86,6 +86,7 @@ def fit(
             loss keep theirs.
         ema: decay per update of an average of the parameters and the state. It is
             evaluated and returned in their place; debiased, so it starts at no zeros.
+            Under masks that change it still holds what an earlier mask let through.
         scan: steps per compiled call. More than one pays where a step is short; on CPU
             never with convolutions.
         sharding: a mesh, or a `NamedSharding` of the examples: batches are divided, all
