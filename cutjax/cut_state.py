@@ -165,19 +165,24 @@ def _match(part: Part, work: Work) -> Template | None:
     """The template that a node has the paths of; its shapes are looked at later."""
     if not part.shapes():
         return None
-    fits = [t for t in work.templates if _has_paths(part, t)]
-    called = [t for t in fits if t.top and f"/{part.name}/".endswith(f"/{t.top}")]
-    # One array of a short path may be called like a parameter by chance.
-    weak = [t for t in fits if t.top and not (len(t.shapes) > 1 or _deep(t, called))]
-    fits, called = ([t for t in ts if t not in weak] for ts in (fits, called))
+    fits = [t for t in work.templates if _has_paths(part, t) and _firm(part, t)]
+    called = [t for t in fits if _called(part, t)]
     fits = called or [t for t in fits if _leading(part, t) is not None] or fits
     for other in fits[1:]:
         _check_alike(part, fits[0], other, work)
     return fits[0] if fits else None
 
 
-def _deep(template: Template, called: list[Template]) -> bool:
-    return template in called and all("/" in name for name in template.shapes)
+def _called(part: Part, template: Template) -> bool:
+    """The node is called like the collection."""
+    return bool(template.top) and f"/{part.name}/".endswith(f"/{template.top}")
+
+
+def _firm(part: Part, template: Template) -> bool:
+    """One array of a short path may be called like a parameter by chance."""
+    if not template.top or len(template.shapes) > 1:
+        return True
+    return _called(part, template) and all("/" in name for name in template.shapes)
 
 
 def _has_paths(part: Part, template: Template) -> bool:

@@ -1,5 +1,7 @@
 """Optimisers, averages and train states are cut along with their parameters."""
 
+import doctest
+import importlib
 from typing import NamedTuple
 
 import jax
@@ -317,3 +319,12 @@ def test_parameters_of_one_array():
     graph = cj.trace(lambda w, x: x @ w, draw(3, 8), X)
     state = optax.adam(1e-3).init(draw(3, 8))
     assert cut_state(state, graph, {})[0].mu is state[0].mu
+
+
+@pytest.mark.parametrize(
+    "name", ["cut_state", "fit", "training.parts", "training.record"]
+)
+def test_doctests(name):
+    module = importlib.import_module(f"cutjax.{name}")
+    done = doctest.testmod(module)
+    assert done.attempted and not done.failed
