@@ -30,14 +30,14 @@ LAYERS = [
             "naming",
             "proof",
         ),
-        *("resize", "trace", "shrink", "gate"),
+        *("resize", "trace", "shrink", "cut_state", "gate"),
     },
     {
         *("readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan"),
         *("graph_json", "isomorphic", "feasible", "normalize", "pareto", "agreement"),
     },
     {"sparse", "stochastic", "schedule", "recipes"},
-    {"data", "models", "fit", "losses", "metrics", "_resume"},
+    {"data", "models", "fit", "training", "losses", "metrics", "_resume"},
     {"recover", "merge", "bank"},
     {
         *("bench", "export", "plot", "source", "checkpoint", "_leaves", "_store"),
@@ -48,7 +48,7 @@ LAYERS = [
 """Imports go down, or stay within a layer without going round. What trains models
 stands below what uses it (`finetune`) and above what must not know it."""
 
-ORDINARY = {"data", "models", "fit", "losses", "metrics", "_resume"}
+ORDINARY = {"data", "models", "fit", "training", "losses", "metrics", "_resume"}
 """Ordinary training code: it knows nothing of pruning."""
 
 

@@ -1,0 +1,1 @@
+"""The parts of `cutjax.fit`: a step, what the loop counts, where its arrays lie."""

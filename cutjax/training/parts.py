@@ -1,0 +1,119 @@
+"""The parts of parameters: what is trained, what is state, in which type to compute."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+TrainApply = Callable[[Any, Any], tuple[Any, Mapping[str, Any] | None]]
+
+
+def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> TrainApply:
+    """The same function computing in another type.
+
+    Args:
+        train_apply: see `cutjax.fit.fit`.
+        dtype: of parameters and inputs within; `jnp.bfloat16`.
+        names: top-level entries of `params` that are state and stay as they are.
+
+    Returns:
+        A function of parameters in their own type, whose outputs are float32 and whose
+        state keeps its type.
+    """
+
+    def low(path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf if names and path[0].key in names else _cast(leaf, dtype)
+
+    def apply(params: Any, x: Array) -> tuple[Any, Mapping[str, Any]]:
+        small = jax.tree_util.tree_map_with_path(low, params)
+        outputs, updates = train_apply(small, _cast(x, dtype))
+        outputs = jax.tree.map(lambda leaf: _cast(leaf, jnp.float32), outputs)
+        updates = {
+            name: jax.tree.map(
+                lambda new, old: new.astype(old.dtype), tree, params[name]
+            )
+            for name, tree in (updates or {}).items()
+        }
+        return outputs, updates
+
+    return apply
+
+
+def _cast(leaf: Any, dtype: Any) -> Any:
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.asarray(leaf, dtype) if floating else leaf
+
+
+def state_names(
+    train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
+) -> tuple[str, ...]:
+    """The top-level entries of `params` that training replaces.
+
+    Args:
+        train_apply: see `cutjax.fit.fit`.
+        params: the parameters.
+        x: shape of a batch.
+
+    Returns:
+        Their names.
+
+    Raises:
+        ValueError: updates that do not belong to `params`.
+    """
+    _, updates = jax.eval_shape(train_apply, params, x)
+    if not updates:
+        return ()
+    if not isinstance(params, Mapping) or not set(updates) <= set(params):
+        keys = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+        raise ValueError(
+            f"fit: updates replace {sorted(updates)}, but the top level of params is "
+            f"{keys}; updates may only name top-level entries of a dict of params"
+        )
+    for name, new in updates.items():
+        old = jax.eval_shape(lambda tree: tree, params[name])
+        if jax.tree.map(_signature, old) != jax.tree.map(_signature, new):
+            raise ValueError(
+                f"fit: the update of {name!r} has other shapes than params[{name!r}]"
+            )
+    return tuple(updates)
+
+
+def _signature(leaf: Any) -> tuple[Any, Any]:
+    return leaf.shape, leaf.dtype
+
+
+def divide(params: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
+    """What is trained and what is not, each shaped like `params` with None elsewhere.
+
+    Args:
+        params: a pytree.
+        names: top-level entries that are state.
+
+    Returns:
+        `(free, fixed)`; `join` puts them together again.
+
+    Example:
+        >>> divide({"w": 1.0, "seen": 2.0, "n": 3}, ("seen",))
+        ({'n': None, 'seen': None, 'w': 1.0}, {'n': 3, 'seen': 2.0, 'w': None})
+    """
+
+    def trained(path: tuple[Any, ...], leaf: Any) -> bool:
+        state = bool(names) and path[0].key in names
+        return not state and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+    chosen = jax.tree_util.tree_map_with_path(trained, params)
+    free = jax.tree.map(lambda leaf, t: leaf if t else None, params, chosen)
+    fixed = jax.tree.map(lambda leaf, t: None if t else leaf, params, chosen)
+    return free, fixed
+
+
+def join(free: Any, fixed: Any) -> Any:
+    """The pytree that `divide` took apart."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a,
+        free,
+        fixed,
+        is_leaf=lambda leaf: leaf is None,
+    )

@@ -1,0 +1,218 @@
+"""One training step: gradient, accumulation, update, average; or several in a scan."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int
+
+from cutjax.training.mesh import Layout
+from cutjax.training.parts import TrainApply, divide, join
+
+Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
+
+
+class Moving(NamedTuple):
+    """What a step changes. The last four are None where they are not asked for.
+
+    Attributes:
+        params: as the last step left them.
+        opt_state: of the optimiser.
+        average: of the parameters after each update, debiased; the start before any.
+        updates: how many are in the average.
+        gathered: the mean gradient of the parts since the last update.
+        parts: how many these are.
+    """
+
+    params: Any
+    opt_state: Any
+    average: Any = None
+    updates: Int[Array, ""] | None = None
+    gathered: Any = None
+    parts: Int[Array, ""] | None = None
+
+
+def begin(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    names: tuple[str, ...],
+    *,
+    accumulate: int = 1,
+    ema: float | None = None,
+) -> Moving:
+    """The loop's state before its first step.
+
+    Args:
+        params: where to start.
+        optimizer: whose state to begin.
+        names: top-level entries of `params` that are state.
+        accumulate: parts per update.
+        ema: decay of the average, None for none.
+
+    Returns:
+        The state.
+    """
+    free, _ = divide(params, names)
+    moving = Moving(params, optimizer.init(free))
+    zero = jnp.zeros((), jnp.int32)
+    if ema is not None:
+        moving = moving._replace(average=params, updates=zero)
+    if accumulate > 1:
+        moving = moving._replace(
+            gathered=jax.tree.map(jnp.zeros_like, free), parts=zero
+        )
+    # What is weakly typed would compile the step a second time.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), moving)
+
+
+def check_opt_state(given: Any, new: Any) -> None:
+    """Check that an optimiser's state is one for these parameters.
+
+    Args:
+        given: the state to go on with.
+        new: the one that the optimiser would begin with.
+
+    Raises:
+        ValueError: another structure, or a leaf of another shape.
+    """
+    if jax.tree.structure(given) != jax.tree.structure(new):
+        raise ValueError(
+            "fit: opt_state has another structure than optimizer.init(params): it is "
+            "of another optimiser or of other parameters (use cut_state if these were "
+            "cut)"
+        )
+    for (path, leaf), want in zip(
+        jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(new), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(want):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"fit: opt_state {name!r} is {list(jnp.shape(leaf))}, expected "
+                f"{list(jnp.shape(want))}; use cut_state if the parameters were cut"
+            )
+
+
+def make_step(
+    train_apply: TrainApply,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    names: tuple[str, ...],
+    *,
+    accumulate: int = 1,
+    ema: float | None = None,
+    where: Layout | None = None,
+) -> Callable[..., tuple[Moving, dict[str, Array]]]:
+    """A step as a pure function `(moving, rows, x, y) -> (moving, metrics)`.
+
+    Args:
+        train_apply: see `cutjax.fit.fit`.
+        loss: see there.
+        optimizer: as given to `begin`.
+        names: top-level entries of the parameters that are state.
+        accumulate: parts per update; a step is one part.
+        ema: decay of the average.
+        where: how arrays lie on several devices.
+
+    Returns:
+        The step, not jitted.
+    """
+
+    def objective(free: Any, fixed: Any, x: Array, y: dict[str, Array]) -> Any:
+        outputs, updates = train_apply(join(free, fixed), x)
+        value, metrics = loss(outputs, y)
+        return value, (dict(updates or {}), metrics)
+
+    def step(
+        moving: Moving, rows: Int[Array, " b"], x: Array, y: dict[str, Array]
+    ) -> tuple[Moving, dict[str, Array]]:
+        free, fixed = divide(moving.params, names)
+        batch = x[rows], {task: labels[rows] for task, labels in y.items()}
+        if where is not None:
+            batch = jax.lax.with_sharding_constraint(batch, where.batch)
+        grad = jax.value_and_grad(objective, has_aux=True)
+        (value, (updates, metrics)), slope = grad(free, fixed, *batch)
+        moving, free, landed = _descend(optimizer, accumulate, moving, free, slope)
+        params = join(free, fixed)
+        if updates:
+            params = type(params)({**params, **updates})
+        moving = moving._replace(params=params)
+        if ema is not None:
+            moving = _averaged(moving, landed, ema)
+        if where is not None:
+            # XLA might leave some divided, and compile the next step for that.
+            moving = jax.lax.with_sharding_constraint(moving, where.whole)
+        return moving, {**metrics, "loss": value}
+
+    return step
+
+
+def compiled(step: Callable[..., Any], scan: int) -> Callable[..., Any]:
+    """The step under jit, or `scan` of them in one call.
+
+    Args:
+        step: from `make_step`.
+        scan: steps per call; with more than one, rows and metrics get a leading axis.
+
+    Returns:
+        A function of the same arguments.
+    """
+
+    # Not donated: the caller keeps `params`, and `best` may be the very same arrays.
+    def several(moving: Moving, rows: Int[Array, "k b"], x: Array, y: Any) -> Any:
+        return jax.lax.scan(lambda now, part: step(now, part, x, y), moving, rows)
+
+    return jax.jit(several if scan > 1 else step)
+
+
+def _descend(
+    optimizer: optax.GradientTransformation,
+    accumulate: int,
+    moving: Moving,
+    free: Any,
+    slope: Any,
+) -> tuple[Moving, Any, Bool[Array, ""] | bool]:
+    """The update, where this part completes one; and whether it does."""
+    if accumulate == 1:
+        change, opt_state = optimizer.update(slope, moving.opt_state, free)
+        free = optax.apply_updates(free, change)
+        return moving._replace(opt_state=opt_state), free, True
+    seen = jnp.asarray(moving.parts) + 1
+    mean = jax.tree.map(lambda m, g: m + (g - m) / seen, moving.gathered, slope)
+
+    def land() -> Any:
+        change, opt_state = optimizer.update(mean, moving.opt_state, free)
+        zeros = jax.tree.map(jnp.zeros_like, mean)
+        return optax.apply_updates(free, change), opt_state, zeros
+
+    # Not optax.MultiSteps: that runs the optimiser for every part, and fails on a state
+    # that holds a random key.
+    landed = seen == accumulate
+    free, opt_state, gathered = jax.lax.cond(
+        landed, land, lambda: (free, moving.opt_state, mean)
+    )
+    parts = jnp.where(landed, 0, seen)
+    moving = moving._replace(opt_state=opt_state, gathered=gathered, parts=parts)
+    return moving, free, landed
+
+
+def _averaged(moving: Moving, landed: Bool[Array, ""] | bool, decay: float) -> Moving:
+    """The average with one more update in it: weight d^i, normalised.
+
+    State is averaged too: the statistics of averaged parameters are, to first order,
+    averages of the statistics.
+    """
+    updates = jnp.asarray(moving.updates) + landed
+    # 1 - d^n without the cancellation that float32 would suffer.
+    total = -jnp.expm1(jnp.maximum(updates, 1) * math.log(decay))
+    weight = jnp.where(landed, (1 - decay) / total, 0.0)
+
+    def mix(mean: Array, leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return (mean + weight * (leaf - mean)).astype(mean.dtype)
+
+    average = jax.tree.map(mix, moving.average, moving.params)
+    return moving._replace(average=average, updates=updates)
