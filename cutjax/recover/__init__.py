@@ -6,5 +6,6 @@ from cutjax.recover.finetune import (
     finetune as finetune,
     teach as teach,
 )
+from cutjax.recover.gradual import gradually as gradually
 from cutjax.recover.recalibrate import recalibrate as recalibrate
 from cutjax.recover.repair import repair as repair
