@@ -23,6 +23,7 @@ from cutjax.saliency import (
     members as members,
     mutual_information,
     random,
+    reconstruction,
     snip,
     taylor,
     taylor_signed,
@@ -44,6 +45,7 @@ ALL = {
     f.name: f
     for f in (
         *(taylor, taylor_squared, taylor_signed, fisher, gram, hessian, joint),
+        reconstruction,
         *(cut, snip, grasp, cosprune),
         *(l1, l2, linf, bn_scale, lamp, fpgm),
         *(mean_activation, zero_rate, wanda, mutual_information, random),

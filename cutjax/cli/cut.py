@@ -40,6 +40,7 @@ Criterion = Literal[
     "wanda",
     "mutual_information",
     "random",
+    "reconstruction",
 ]
 Normalize = Literal[
     "none",

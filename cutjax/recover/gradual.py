@@ -42,7 +42,7 @@ def gradually(
         graph: its graph.
         batches: `(x, ...)` of calibration data, of equal sizes.
         budgets: of the rounds, falling, as for `cutjax.schedule.iterate`; fractions are
-            of the parent: `[Budget(params=s) for s in exponential(0.1, rounds=3)]`, say.
+            of the parent: `[Budget(params=s) for s in exponential(0.1, 3)]`, say.
         score: `score(apply, params, graph) -> scores`, called with what is left.
         distil: `distil(apply, params) -> params`, called after each refit.
         tasks: the tasks to keep; all, if not given.

@@ -27,6 +27,7 @@ from cutjax.saliency.norms import (
     lamp as lamp,
     linf as linf,
 )
+from cutjax.saliency.reconstruction import reconstruction as reconstruction
 from cutjax.saliency.slopes import cut as cut, grasp as grasp, snip as snip
 from cutjax.saliency.stream import Batch, Loss
 from cutjax.saliency.taylor import (

@@ -4,7 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.serialization import msgpack_restore, msgpack_serialize
 
 from cutjax.data import Dataset
 from cutjax.fit import fit
@@ -16,7 +20,10 @@ from cutjax.source import graph_of
 
 
 class Recipe(NamedTuple):
-    """A parent's architecture and training; `distil`: steps of a child's training."""
+    """A parent's architecture and training; `distil`: steps of a child's training.
+
+    `blocks` of each stage.
+    """
 
     widths: tuple[int, ...]
     stem_stride: int
@@ -24,6 +31,7 @@ class Recipe(NamedTuple):
     batch_size: int
     rate: float
     distil: int
+    blocks: int = 1
 
 
 RECIPES = {
@@ -47,19 +55,44 @@ class Parent(NamedTuple):
     seconds: float
 
 
-def parent(data: Dataset, folder: Path, *, progress: bool = True) -> Parent:
+def parent(
+    data: Dataset,
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    progress: bool = True,
+) -> Parent:
     """The parent of a data set, trained unless `folder` holds it already."""
     name = data.name.removesuffix("_scenes")
-    recipe = RECIPES[name]
-    blocks = (1,) * len(recipe.widths)
+    recipe = recipe or RECIPES[name]
+    blocks = (recipe.blocks,) * len(recipe.widths)
     model = MultiTaskResNet(data.tasks, recipe.widths, blocks, recipe.stem_stride)
     apply, trained = eval_apply(model), train_apply(model)
     losses = losses_for(data)
-    params, info = train(recipe, model, data, folder, progress=progress)
+    kept = folder / "parent.msgpack"
+    if not kept.exists():
+        params, info = train(recipe, model, data, folder, progress=progress)
+        write(kept, {"recipe": repr(recipe), "seconds": info.seconds, "params": params})
+    found = msgpack_restore(kept.read_bytes())
+    if found["recipe"] != repr(recipe):
+        raise ValueError(f"{kept} is of {found['recipe']}, not {recipe}; delete it")
+    params = jax.tree.map(jnp.asarray, found["params"])
     graph = graph_of(apply, params, data)
     return Parent(
-        name, data, model, apply, trained, params, graph, losses, info.seconds
+        name, data, model, apply, trained, params, graph, losses, found["seconds"]
     )
+
+
+def write(path: Path, tree: Any) -> None:
+    """A pytree in a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgpack_serialize(jax.tree.map(_plain, tree)))
+    part.rename(path)
+
+
+def _plain(leaf: Any) -> Any:
+    return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def steps(name: str, examples: int) -> int:

@@ -1,0 +1,1 @@
+"""What every step of recovery brings, on real data."""

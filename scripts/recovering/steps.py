@@ -1,0 +1,171 @@
+"""What is done to a parent at a budget, step by step; a row of figures after each."""
+
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from studies.parents import Parent
+
+import cutjax as cj
+from cutjax.data import Split, batches, take
+from cutjax.metrics import accuracy
+from cutjax.recover import gradually
+from cutjax.recover.finetune import frozen
+from recovering.parents import RECIPE, parent
+
+CALIBRATION, BATCH = 512, 128
+EPOCHS = {"set_cards": 8, "morpho": 30, "digits": 4}
+"""Of distillation: what takes two cores a minute or two."""
+RATE = 6e-3
+
+Row = dict[str, Any]
+
+
+class Named(NamedTuple):
+    """A cell: data set, budget, seed; epochs of distillation, if not the usual ones."""
+
+    data: str
+    budget: float
+    seed: int
+    epochs: int | None = None
+
+    def key(self, step: str) -> str:
+        """Names a figure in the results."""
+        return f"{self.data}|{self.budget:g}|{self.seed}|{step}"
+
+
+def calibration(p: Parent, seed: int) -> list[Any]:
+    """Batches of calibration examples drawn by a seed."""
+    split = p.data.calibration
+    rows = np.random.default_rng([7, seed]).permutation(len(split.x))[:CALIBRATION]
+    return list(batches(take(split, rows), BATCH))
+
+
+def reference(name: str, root: Path) -> Row:
+    """The parent's own row."""
+    p = parent(name, root)
+    cost = p.graph.cost()
+    return {
+        "test": accuracy(p.apply, p.params, p.data.test),
+        "params": cost.params,
+        "trunk": cost.trunk_params,
+        "flops": cost.flops,
+        "steps": RECIPE[name].epochs * (len(p.data.train.x) // RECIPE[name].batch_size),
+        "seconds": p.seconds,
+    }
+
+
+def path(budgets: tuple[float, ...]) -> list[float]:
+    """Shares that fall by a third at most, through all budgets; far ones start later.
+
+    Example:
+        >>> [round(share, 2) for share in path((0.5, 0.32))]
+        [0.71, 0.5, 0.4, 0.32]
+    """
+    now, out = min(1.0, 6 * budgets[0]), []
+    for budget in budgets:
+        number = math.ceil(math.log(now / budget) / math.log(1.5))
+        out += cj.schedule.exponential(budget, max(number, 1), start=now)
+        now = budget
+    return out
+
+
+def in_rounds(p: Parent, data: list[Any], budgets: tuple[float, ...]) -> Iterator[Any]:
+    """Per budget: the round that meets it, and the seconds of all rounds up to it."""
+    began = time.perf_counter()
+    shares = path(budgets)
+    rounds = gradually(
+        *(p.apply, p.params, p.graph, data),
+        budgets=[cj.Budget(params={"trunk": share}) for share in shares],
+        score=lambda apply, params, graph: cj.saliency(
+            apply, params, graph, p.losses, data, progress=False
+        ),
+        progress=False,
+    )
+    for share, found in zip(shares, rounds, strict=True):
+        if share in budgets:
+            yield share, found, time.perf_counter() - began
+
+
+def run(
+    p: Parent, data: list[Any], scores: Any, gradual: tuple[Any, float], name: Named
+) -> Iterator[Row]:
+    """Rows in order: cut, compensated, in rounds, distilled, fine-tuned.
+
+    Args:
+        p: the parent.
+        data: calibration data.
+        scores: of the parent by it.
+        gradual: the round at this budget, and the seconds that it took to get there.
+        name: of the cell.
+    """
+    began = time.perf_counter()
+    keep, info = cj.plan(
+        p.graph, scores, budget=cj.Budget(params={"trunk": name.budget})
+    )
+    full = (p.apply, p.params, p.graph)
+    apply, small = cj.cut(*full, keep)
+    yield row(p, name, "cut", (apply, small, info.cost), time.perf_counter() - began)
+    began = time.perf_counter()
+    small, _ = cj.compensate(*full, keep, data, progress=False)
+    model = (apply, small, info.cost)
+    one = row(p, name, "compensated", model, time.perf_counter() - began)
+    yield one
+    last, seconds = gradual
+    other = (last.apply, last.params, last.cost)
+    more = row(p, name, "in rounds", other, seconds)
+    yield more
+    # What goes on is chosen on validation data.
+    if mean(more["validation"]) > mean(one["validation"]):
+        model = other
+    for step, labels in (("distilled", 0.0), ("fine-tuned", 1.0)):
+        began = time.perf_counter()
+        apply, small, cost = model
+        model = apply, trained(p, apply, small, name, labels=labels), cost
+        yield row(p, name, step, model, time.perf_counter() - began)
+
+
+def row(p: Parent, name: Named, step: str, model: Any, seconds: float) -> Row:
+    """The figures of a model after a step."""
+    apply, params, cost = model
+    found = partial(accuracy, apply, params)
+    return {
+        **{"key": name.key(step), **name._asdict(), "step": step},
+        **{"test": found(p.data.test), "validation": found(p.data.validation)},
+        **{"params": cost.params, "flops": cost.flops, "seconds": seconds},
+    }
+
+
+def trained(p: Parent, apply: Any, params: Any, name: Named, *, labels: float) -> Any:
+    """Some epochs without labels; or a tenth of the parent's steps with them."""
+    size, split, seed = RECIPE[p.name].batch_size, p.data.train, name.seed
+    epochs = name.epochs or EPOCHS[p.name]
+    if labels:
+        epochs = 1
+        number = RECIPE[p.name].epochs * (len(split.x) // size) // 10
+        rows = np.random.default_rng([11, seed]).permutation(len(split.x))
+        split = take(split, rows[: number * size])
+    taught: Split = cj.teach(p.apply, p.params, split, tasks=tuple(p.data.tasks))
+    found, _ = cj.finetune(
+        frozen(apply),
+        params,
+        taught,
+        tasks=tuple(p.data.tasks),
+        epochs=epochs,
+        batch_size=size,
+        learning_rate=RATE if labels == 0 else RATE / 4,
+        labels=labels,
+        seed=seed,
+        evaluate=lambda now: accuracy(apply, now, p.data.validation),
+        progress=False,
+    )
+    return found
+
+
+def mean(metrics: dict[str, float]) -> float:
+    """Over tasks."""
+    return float(np.mean(list(metrics.values())))
