@@ -1,0 +1,50 @@
+"""How long refitting all readers of a ResNet-50 takes, and how much memory.
+
+    pytest tests/test_bench_recover.py -m slow --benchmark-enable -s  # 2 min, two cores
+
+512 images of 224x224, half of every group's channels cut. Limit of issue 5: 60 s on two
+cores. Without `--benchmark-enable` 8 images are enough to see that it runs.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import jax
+import large
+import numpy as np
+import pytest
+
+import cutjax as cj
+
+
+@pytest.mark.slow
+def test_calibration_of_a_resnet_50(request: Any) -> None:
+    images = 512 if request.config.getoption("--benchmark-enable") else 8
+    net = large.resnet(3, 4, 6, 3)
+    rng = np.random.default_rng(0)
+
+    def fill(path: Any, like: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path)
+        if "'var'" in name or "'scale'" in name:
+            return rng.uniform(0.5, 1.5, like.shape).astype(np.float32)
+        fan_in = max(int(np.prod(like.shape[:-1])), 1)
+        return (rng.normal(size=like.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(fill, net.params)
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    keep = {g.name: rng.permutation(g.size) < g.size // 2 for g in graph.free}
+    batches = [rng.normal(size=(8, 224, 224, 3)).astype(np.float32)] * (images // 8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    began = time.perf_counter()
+    small, fits = cj.compensate(net.apply, params, graph, keep, batches, progress=False)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"\n{images} images: {seconds:.1f} s, peak {peak:.1f} GB, {before:.1f} before"
+    )
+    assert len(fits) == 54
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(small))
+    assert all(fit.after <= fit.before + 1e-6 for fit in fits)
