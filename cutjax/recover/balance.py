@@ -152,8 +152,10 @@ def gradnorm(
         pulled = weights * norms
         pace = losses / jnp.maximum(first, 1e-12)
         relative = pace / jnp.maximum(pace.mean(), 1e-12)
-        wrong = jnp.sign(pulled - pulled.mean() * relative**alpha)
-        slope = wrong * pulled / pulled.mean()
+        wrong = pulled / pulled.mean() - relative**alpha
+        # Where norms are as wanted, rounding must not choose a direction.
+        slope = jnp.where(jnp.abs(wrong) > 1e-4, jnp.sign(wrong), 0.0)
+        slope = slope * pulled / pulled.mean()
         return weights, GradNorm(
             _summing_to_count(logs - rate * slope), first, steps + 1
         )
@@ -253,7 +255,7 @@ def balanced(
     x: Any,
     *,
     tasks: Sequence[str],
-    extra: Callable[[Any, Mapping[str, Array]], Float[Array, ""]] | None = None,
+    extra: Callable[[Any, Mapping[str, Any]], Float[Array, ""]] | None = None,
 ) -> Balanced:
     """A training whose losses are weighed by a balance.
 
@@ -282,7 +284,7 @@ def balanced(
         outputs, updates, pull = _pulling(train_apply, own, x, path)
         return {**outputs, BALANCE: p[BALANCE], PULL: pull}, updates
 
-    def loss(outputs: Any, y: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+    def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
         outputs = dict(outputs)
         vector, pull = outputs.pop(BALANCE), outputs.pop(PULL)
         found = each(outputs, y)
@@ -357,7 +359,7 @@ def _pulling(train_apply: Callable, params: Any, x: Any, path: str | None) -> An
     return outputs, updates, pull
 
 
-def _norms(each: Each, outputs: Any, y: Mapping[str, Array], pull: Any) -> Weights:
+def _norms(each: Each, outputs: Any, y: Mapping[str, Any], pull: Any) -> Weights:
     """The norm of every task's gradient at the shared kernel."""
     outputs = jax.lax.stop_gradient(outputs)
     found, back = jax.vjp(lambda out: each(out, y), outputs)

@@ -23,7 +23,7 @@ from cutjax.recover.features import FEATURE, mismatch
 TEACHER = "teacher:"
 PARENT = "parent"
 
-Each = Callable[[Any, Mapping[str, Array]], dict[str, Array]]
+Each = Callable[[Any, Mapping[str, Any]], dict[str, Array]]
 
 
 def teach(
@@ -116,7 +116,7 @@ def task_losses(
     """
     spreads = dict(spreads or {})
 
-    def each(outputs: Any, y: Mapping[str, Array]) -> dict[str, Array]:
+    def each(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
         outputs, found = named(outputs), {}
         for task in tasks:
             answer, taught = outputs[task], _taught(task, outputs, y)
@@ -133,7 +133,7 @@ def task_losses(
     return each
 
 
-def feature_losses(outputs: Any, y: Mapping[str, Array]) -> dict[str, Array]:
+def feature_losses(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
     """Per feature in the outputs, its `mismatch` with the parent's.
 
     Args:
@@ -156,7 +156,7 @@ def distillation(
     labels: float = 0.0,
     spreads: Mapping[str, float] | None = None,
     features: float = 0.0,
-) -> Callable[[Any, Mapping[str, Array]], tuple[Float[Array, ""], dict[str, Array]]]:
+) -> Callable[[Any, Mapping[str, Any]], tuple[Float[Array, ""], dict[str, Array]]]:
     """Divergence from the parent's softened answers, and optionally from labels.
 
     Where the parent answers with a number, it is the squared error to that number.
@@ -177,7 +177,7 @@ def distillation(
     """
     each = task_losses(tasks, temperature=temperature, labels=labels, spreads=spreads)
 
-    def loss(outputs: Any, y: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+    def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
         found = each(outputs, y)
         total = jnp.stack([*found.values()]).sum()
         if features:
@@ -188,7 +188,7 @@ def distillation(
     return loss
 
 
-def feature_loss(outputs: Any, y: Mapping[str, Array]) -> Float[Array, ""]:
+def feature_loss(outputs: Any, y: Mapping[str, Any]) -> Float[Array, ""]:
     """The mean mismatch over features.
 
     Args:
@@ -230,7 +230,7 @@ def is_number(answers: Any) -> bool:
     return answers.ndim == 1 or answers.shape[-1] == 1
 
 
-def divergence(logits: Array, taught: Array, temperature: float) -> Float[Array, ""]:
+def divergence(logits: Any, taught: Any, temperature: float) -> Float[Array, ""]:
     """Kullback-Leibler divergence at a temperature, times its square.
 
     Args:

@@ -98,7 +98,8 @@ def features(
 
 
 def mismatch(
-    child: Float[Array, "n *rest"], parent: Float[Array, "n *rest"]
+    child: Float[Array | np.ndarray, "n *rest"],
+    parent: Float[Array | np.ndarray, "n *rest"],
 ) -> Float[Array, ""]:
     """Squared error over the parent's variance between examples.
 
@@ -112,8 +113,8 @@ def mismatch(
     Returns:
         A share.
     """
-    parent = parent.astype(jnp.float32)
-    error = jnp.mean((child.astype(jnp.float32) - parent) ** 2)
+    parent = jnp.asarray(parent, jnp.float32)
+    error = jnp.mean((jnp.asarray(child, jnp.float32) - parent) ** 2)
     spread = jnp.mean((parent - parent.mean(0)) ** 2)
     varies = spread > 1e-10
     return jnp.where(varies, error / jnp.where(varies, spread, 1.0), 0.0)

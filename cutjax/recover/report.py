@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 def step(
     report: Report,
     name: str,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, SupportsFloat],
     seconds: float = 0.0,
     params: int | None = None,
     flops: int | None = None,
