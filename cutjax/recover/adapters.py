@@ -77,22 +77,23 @@ def adapters(
         Hu et al., LoRA, ICLR 2022, eq. 3; Perez et al., FiLM, AAAI 2018, eq. 2.
     """
     check_params(params, graph)
-    key = jax.random.key(0) if key is None else key
     chosen = where or (lambda path: True)
     made = {
         p: a for p, a in made_axes(apply, params, graph, *inputs).items() if chosen(p)
     }
-    found: dict[str, dict[str, Array]] = {}
-    for number, (path, axes) in enumerate(made.items()):
-        shape, own = graph.shapes[path].shape, jax.random.fold_in(key, number)
-        if kind != "scale":
-            found[path] = _low_rank(shape, axes, rank, own)
-        if kind != "lowrank":
-            kept = tuple(n if i in axes else 1 for i, n in enumerate(shape))
-            found[path] = {**found.get(path, {}), "scale": jnp.zeros(kept)}
-    if kind != "lowrank":
-        for path in filter(chosen, _vectors(graph, tuple(state))):
-            found[path] = {"shift": jnp.zeros(graph.shapes[path].shape)}
+    vectors = [] if kind == "lowrank" else _vectors(graph, tuple(state))
+
+    # One program for all: drawing eagerly would compile for every shape.
+    @jax.jit
+    def begin(key: Any) -> dict[str, dict[str, Array]]:
+        found: dict[str, dict[str, Array]] = {}
+        for number, (path, axes) in enumerate(made.items()):
+            shape, own = graph.shapes[path].shape, jax.random.fold_in(key, number)
+            found[path] = _begun(shape, axes, rank, kind, own)
+        shifts = {p: {"shift": jnp.zeros(graph.shapes[p].shape)} for p in vectors}
+        return {**found, **{p: e for p, e in shifts.items() if chosen(p)}}
+
+    found = begin(jax.random.key(0) if key is None else key)
     if not found:
         raise KeepError("adapters: no kernel that is read, and `where` allows, is left")
 
@@ -220,7 +221,7 @@ def made_axes(
         return found
 
     answer = jax.jit(differs)
-    zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), _dtype(x)), inputs)
+    zeros = jax.tree.map(lambda x: np.zeros(jnp.shape(x), _dtype(x)), inputs)
     most = max(len(s.shape) for s in graph.shapes.values())
     found: dict[str, list[np.ndarray]] = {}
     for axis in range(most):
@@ -241,14 +242,30 @@ def _dtype(x: Any) -> Any:
 def _coordinates(graph: Graph, axis: int) -> Any:
     """Parameters that hold, everywhere, their coordinate along an axis."""
 
-    def of(like: Any) -> Array:
+    def of(like: Any) -> np.ndarray:
         if axis >= len(like.shape):
-            return jnp.zeros(like.shape, like.dtype)
+            return np.zeros(like.shape, like.dtype)
+        shape = [-1 if i == axis else 1 for i in range(len(like.shape))]
         # Small numbers, which bfloat16 holds too: that they differ is enough.
-        where = jax.lax.broadcasted_iota(jnp.int32, like.shape, axis) % 128
-        return where.astype(like.dtype)
+        where = (np.arange(like.shape[axis]) % 128).reshape(shape)
+        return np.broadcast_to(where, like.shape).astype(like.dtype)
 
     return jax.tree.unflatten(graph.treedef, [of(s) for s in graph.shapes.values()])
+
+
+def _begun(
+    shape: tuple[int, ...],
+    made: tuple[int, ...],
+    rank: int,
+    kind: Kind,
+    key: PRNGKeyArray,
+) -> dict[str, Array]:
+    """The identity as adapters of one kernel."""
+    entry = {} if kind == "scale" else _low_rank(shape, made, rank, key)
+    if kind != "lowrank":
+        kept = tuple(n if i in made else 1 for i, n in enumerate(shape))
+        entry["scale"] = jnp.zeros(kept)
+    return entry
 
 
 def _low_rank(
