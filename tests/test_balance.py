@@ -15,15 +15,14 @@ from cutjax.data import Split
 from cutjax.errors import DataError
 from cutjax.fit import fit
 from cutjax.recover.balance import (
-    balanced,
     famo,
     gradnorm,
     named_balance,
-    shared_kernel,
     static,
     uncertainty,
     uniform,
 )
+from cutjax.recover.balanced import balanced, shared_kernel
 from cutjax.recover.finetune import finetune
 
 TASKS = ("a", "b", "c")

@@ -10,7 +10,8 @@ import optax
 
 from cutjax.data.base import Split
 from cutjax.fit import FitInfo, fit
-from cutjax.recover.balance import BALANCE, Balance, balanced, named_balance
+from cutjax.recover.balance import Balance, named_balance
+from cutjax.recover.balanced import BALANCE, balanced
 from cutjax.recover.distill import (
     PARENT,
     TEACHER,
