@@ -304,3 +304,30 @@ def test_a_parent_needs_a_dict_of_parameters():
             lambda w, x: ({"t": x @ w}, None), jnp.ones((2, 1)), Split(x, {}),
             tasks=("t",), parent=(lambda w, x: {"t": x @ w}, jnp.ones((2, 1))),
         )  # fmt: skip
+
+
+def test_options_of_fit_pass_through():
+    """Two parts per update are the examples of one update: the schedule is as long."""
+    params, x, graph, keep = setup()
+    small = cj.cut_params(params, graph, keep)
+    data = teach(apply, params, Split(x, {}), tasks=TASKS)
+    train = frozen(cj.shrink(apply, graph, keep), ())
+    options = {"tasks": TASKS, "epochs": 2, "progress": False, "balance": "famo"}
+    after, info = finetune(
+        train, small, data, batch_size=16, accumulate=2, ema=0.5, **options
+    )
+    assert after.keys() == small.keys() and len(info.history) == 3
+    with pytest.raises(ValueError, match="would round"):
+        finetune(train, small, data, dtype=jnp.bfloat16, **options)
+    finer, _ = finetune(
+        train,
+        small,
+        data,
+        batch_size=16,
+        accumulate=2,
+        **{**options, "balance": "uniform"},
+    )
+    whole, _ = finetune(
+        train, small, data, batch_size=32, **{**options, "balance": "uniform"}
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), finer, whole)

@@ -109,7 +109,8 @@ def finetune(
         ValueError: a balance with a state, or a parent, beside parameters that are not
             a dict; a balance with a state in another type (`dtype`).
     """
-    steps = max(epochs * (len(data.x) // batch_size), 1)
+    update = batch_size * options.get("accumulate", 1)
+    steps = max(epochs * (len(data.x) // update), 1)
     rate = optax.cosine_onecycle_schedule(steps, learning_rate)
     optimizer = optimizer or optax.adamw(rate, weight_decay=1e-4)
     wanted = _wanted(data, tasks, bool(features), bool(labels))
