@@ -33,7 +33,9 @@ def frozen(
 
     A compensated network expects the statistics that it was fitted with. In batches of
     its own it has others, because a fit is less spread out than what it was fitted to:
-    normalised by these it is another function, which a short training does not mend.
+    normalised by these it is another function at first. A training of some hundred
+    steps at a high rate mends that and ends better with statistics that move; below
+    that frozen ones are better.
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.
@@ -79,9 +81,9 @@ def finetune(
 
     Args:
         train_apply: the compact function in training, `(params, x) -> (outputs,
-            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`, or after
-            `compensate` better `frozen(small_apply)`. With `features`, that of
-            `features(apply, graph, keep).child`.
+            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`, or for a very
+            short training after `compensate` `frozen(small_apply)`. With `features`,
+            `features(parent_train_apply, graph, keep).child`, or frozen likewise.
         params: the compact parameters.
         data: training data from `teach`; nothing of it needs labels if `labels` is 0.
         tasks: the tasks to train.
