@@ -1,115 +1,29 @@
-"""A short training of the compact model, distilling what the parent answered.
-
-An answer of one value per example is a number, and is learnt by squared error.
-"""
+"""A short training of the compact model, distilling what the parent answered."""
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from cutjax.data.base import Split
 from cutjax.fit import FitInfo, fit
-from cutjax.losses import of_classes, of_numbers
+from cutjax.recover.balance import Balance, named_balance
+from cutjax.recover.balanced import BALANCE, balanced
+from cutjax.recover.distill import (
+    PARENT,
+    TEACHER,
+    beside_parent,
+    distillation as distillation,
+    feature_loss,
+    spreads_of,
+    task_losses,
+    teach as teach,
+)
 
-TEACHER = "teacher:"
-
-
-def teach(
-    apply: Callable[..., Any],
-    params: Any,
-    split: Split,
-    *,
-    tasks: Sequence[str],
-    batch_size: int = 250,
-) -> Split:
-    """A split whose targets also hold the parent's logits, computed once.
-
-    Args:
-        apply: the parent's function.
-        params: its parameters.
-        split: the data; its labels are kept.
-        tasks: whose logits to note, as targets `teacher:<task>`.
-        batch_size: examples per call.
-
-    Returns:
-        The split with more targets.
-    """
-    answer = jax.jit(lambda p, x: {t: apply(p, x)[t] for t in tasks})
-    found: list[dict[str, np.ndarray]] = []
-    for start in range(0, len(split.x), batch_size):
-        x = split.x[start : start + batch_size]
-        short = batch_size - len(x)
-        padded = np.concatenate([x, np.repeat(x[:1], short, 0)]) if short else x
-        logits = answer(params, padded)
-        found.append({t: np.asarray(v)[: len(x)] for t, v in logits.items()})
-    logits = {f"{TEACHER}{t}": np.concatenate([f[t] for f in found]) for t in tasks}
-    return split._replace(y={**split.y, **logits})
-
-
-def distillation(
-    tasks: Sequence[str],
-    *,
-    temperature: float = 2.0,
-    labels: float = 0.0,
-    spreads: Mapping[str, float] | None = None,
-) -> Callable[[Any, Mapping[str, Array]], tuple[Float[Array, ""], dict[str, Array]]]:
-    """Divergence from the parent's softened answers, and optionally from labels.
-
-    Where the parent answers with a number, it is the squared error to that number.
-
-    Args:
-        tasks: the tasks to train, weighted alike.
-        temperature: of both softmaxes; the loss is scaled by its square.
-        labels: weight of the loss of true labels; 0 needs none.
-        spreads: of tasks that ask for a number, what counts as an error of one; 1 if
-            not given.
-
-    Returns:
-        `loss(outputs, y)` for `fit`, on data from `teach`.
-
-    Reference:
-        Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015.
-    """
-
-    def loss(outputs: Any, y: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
-        each = {}
-        for task in tasks:
-            answer, taught = outputs[task], y[f"{TEACHER}{task}"]
-            if _is_number(taught):
-                hard = of_numbers((spreads or {}).get(task, 1.0))
-                each[task] = hard(answer, taught)
-            else:
-                hard = of_classes
-                each[task] = _divergence(answer, taught, temperature)
-            if labels:
-                each[task] += labels * hard(answer, y[task])
-        return jnp.sum(jnp.stack(list(each.values()))), each
-
-    return loss
-
-
-def _is_number(answers: Any) -> bool:
-    return answers.ndim == 1 or answers.shape[-1] == 1
-
-
-def _divergence(logits: Array, taught: Array, temperature: float) -> Float[Array, ""]:
-    soft = jax.nn.softmax(taught / temperature)
-    student = jax.nn.log_softmax(logits / temperature)
-    teacher = jnp.log(jnp.maximum(soft, 1e-9))
-    return temperature**2 * jnp.sum(soft * (teacher - student), -1).mean()
-
-
-def _spreads(data: Split, tasks: Sequence[str]) -> dict[str, float]:
-    """How far the parent's numbers spread over the data."""
-    taught = {task: data.y[f"{TEACHER}{task}"] for task in tasks}
-    found = {t: float(np.std(v)) for t, v in taught.items() if _is_number(v)}
-    return {task: spread or 1.0 for task, spread in found.items()}
+SOME = 512  # examples that tell how far the parent's numbers spread
 
 
 def frozen(
@@ -119,7 +33,9 @@ def frozen(
 
     A compensated network expects the statistics that it was fitted with. In batches of
     its own it has others, because a fit is less spread out than what it was fitted to:
-    normalised by these it is another function, which a short training does not mend.
+    normalised by these it is another function at first. A training of some hundred
+    steps at a high rate mends that and ends better with statistics that move; below
+    that frozen ones are better.
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.
@@ -151,17 +67,23 @@ def finetune(
     learning_rate: float = 3e-3,
     temperature: float = 2.0,
     labels: float = 0.0,
+    features: float = 0.0,
+    balance: str | Balance = "uniform",
+    parent: tuple[Callable[..., Any], Any] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     seed: int = 0,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     checkpoint: str | PathLike[str] | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> tuple[Any, FitInfo]:
     """Train the compact model to answer as the parent did.
 
     Args:
         train_apply: the compact function in training, `(params, x) -> (outputs,
-            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`, or after
-            `compensate` better `frozen(small_apply)`.
+            updates)`: `shrink(parent_train_apply, graph, keep, tasks)`, or for a very
+            short training after `compensate` `frozen(small_apply)`. With `features`,
+            `features(parent_train_apply, graph, keep).child`, or frozen likewise.
         params: the compact parameters.
         data: training data from `teach`; nothing of it needs labels if `labels` is 0.
         tasks: the tasks to train.
@@ -170,33 +92,96 @@ def finetune(
         learning_rate: the peak of a one-cycle schedule of AdamW.
         temperature: see `distillation`.
         labels: see `distillation`.
+        features: weight of the mean mismatch of the features.
+        balance: how the tasks are weighed: "uniform", "uncertainty", "gradnorm",
+            "famo", or one of `cutjax.recover.balance`.
+        parent: `(apply, params)` of the parent, asked within each step; `data` then
+            need not be from `teach`. With `features`, that of `features(...).parent`.
+        optimizer: in place of AdamW; `learning_rate` is then not looked at.
         seed: order of the examples.
         evaluate: on validation data; the best epoch is returned.
         checkpoint: directory to keep the run in, and to resume it from.
         progress: show a progress bar.
+        **options: of `cutjax.fit.fit`.
 
     Returns:
         `(params, info)`, see `cutjax.fit.fit`.
+
+    Raises:
+        ValueError: a balance with a state, or a parent, beside parameters that are not
+            a dict; a balance with a state in another type (`dtype`).
     """
-    steps = max(epochs * (len(data.x) // batch_size), 1)
-    schedule = optax.cosine_onecycle_schedule(steps, learning_rate)
-    wanted = {k: v for k, v in data.y.items() if k.removeprefix(TEACHER) in tasks}
-    return fit(
+    update = batch_size * options.get("accumulate", 1)
+    steps = max(epochs * (len(data.x) // update), 1)
+    rate = optax.cosine_onecycle_schedule(steps, learning_rate)
+    optimizer = optimizer or optax.adamw(rate, weight_decay=1e-4)
+    wanted = _wanted(data, tasks, bool(features), bool(labels))
+    spreads = spreads_of(data, tasks)
+    if parent is not None and not any(k.startswith(TEACHER) for k in wanted):
+        some = teach(*parent, Split(data.x[:SOME], {}), tasks=tasks)
+        spreads = spreads_of(some, tasks)
+    answers = {"temperature": temperature, "labels": labels, "spreads": spreads}
+    loss = distillation(tasks, **answers, features=features)
+    chosen = named_balance(balance, tuple(spreads))
+    added = ()
+    if parent is not None:
+        _check_dict(params, options, "parent=")
+        train_apply, params = beside_parent(train_apply, params, *parent)
+        added = (PARENT,)
+    if jax.tree.leaves(chosen.init(tasks)):
+        _check_dict(params, options, "balance=", dtype=True)
+        each = task_losses(tasks, **answers)
+        extra = (lambda o, y: features * feature_loss(o, y)) if features else None
+        x = jax.ShapeDtypeStruct((batch_size, *data.x.shape[1:]), data.x.dtype)
+        train_apply, params, loss, optimizer = balanced(
+            chosen, train_apply, params, each, optimizer, x, tasks=tasks, extra=extra
+        )
+        added = (*added, BALANCE)
+    trained, info = fit(
         train_apply,
         params,
-        distillation(
-            tasks,
-            temperature=temperature,
-            labels=labels,
-            spreads=_spreads(data, tasks),
-        ),
-        data._replace(y=wanted),
-        optimizer=optax.adamw(schedule, weight_decay=1e-4),
+        loss,
+        data._replace(y=wanted or {"row": np.arange(len(data.x))}),
+        optimizer=optimizer,
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        evaluate=evaluate,
+        evaluate=evaluate and (lambda p: evaluate(_without(p, added))),
         checkpoint=checkpoint,
         progress=progress,
         label="finetune",
+        **options,
     )
+    return _without(trained, added), info
+
+
+def _wanted(
+    data: Split, tasks: Sequence[str], features: bool, labels: bool
+) -> dict[str, Any]:
+    """The targets that the losses look at; those of features only where asked for."""
+    names = [*tasks] if labels else []
+    names += [f"{TEACHER}{t}" for t in tasks]
+    if features:
+        names += [k for k in data.y if k.startswith(f"{TEACHER}feature:")]
+    return {k: data.y[k] for k in names if k in data.y}
+
+
+def _without(params: Any, added: Sequence[str]) -> Any:
+    if not added:
+        return params
+    return type(params)({k: v for k, v in params.items() if k not in added})
+
+
+def _check_dict(
+    params: Any, options: Mapping[str, Any], what: str, *, dtype: bool = False
+) -> None:
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            f"finetune: {what} needs params to be a dict, not "
+            f"{type(params).__name__}; wrap them: {{'params': params}}"
+        )
+    if dtype and options.get("dtype") is not None:
+        raise ValueError(
+            f"finetune: {what} keeps a state that {options['dtype']} would round; use "
+            "dtype=None, or balance='uniform'"
+        )

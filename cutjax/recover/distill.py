@@ -1,0 +1,262 @@
+"""Learning what the parent answers: its logits, its numbers, and its features.
+
+An answer whose last axis is one, or with one value per example, is a number and is
+learnt by squared error. All else are logits, of the example or of every position. What
+the parent says is read from the targets (`teach`: computed once) or from the outputs
+(`beside_parent`: computed within the step).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cutjax.data.base import Split
+from cutjax.errors import DataError
+from cutjax.losses import of_classes, of_numbers
+from cutjax.metrics import named
+from cutjax.recover.features import FEATURE, mismatch
+
+TEACHER = "teacher:"
+PARENT = "parent"
+
+Each = Callable[[Any, Mapping[str, Any]], dict[str, Array]]
+
+
+def teach(
+    apply: Callable[..., Any],
+    params: Any,
+    split: Split,
+    *,
+    tasks: Sequence[str],
+    batch_size: int = 250,
+) -> Split:
+    """A split whose targets also hold the parent's answers, computed once.
+
+    Args:
+        apply: the parent's function; that of `features(...).parent` has its features
+            noted too, which takes memory for every example.
+        params: its parameters.
+        split: the data; its labels are kept.
+        tasks: whose logits to note, as targets `teacher:<task>`.
+        batch_size: examples per call.
+
+    Returns:
+        The split with more targets.
+    """
+
+    def wanted(p: Any, x: Any) -> dict[str, Any]:
+        outputs = named(apply(p, x))
+        return {k: outputs[k] for k in (*tasks, *_features_in(outputs))}
+
+    answer = jax.jit(wanted)
+    found: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(split.x), batch_size):
+        x = split.x[start : start + batch_size]
+        short = batch_size - len(x)
+        padded = np.concatenate([x, np.repeat(x[:1], short, 0)]) if short else x
+        said = answer(params, padded)
+        found.append({k: np.asarray(v)[: len(x)] for k, v in said.items()})
+    said = {f"{TEACHER}{k}": np.concatenate([f[k] for f in found]) for k in found[0]}
+    return split._replace(y={**split.y, **said})
+
+
+def beside_parent(
+    train_apply: Callable[..., tuple[Any, Any]],
+    params: Mapping[str, Any],
+    apply: Callable[..., Any],
+    parent: Any,
+) -> tuple[Callable[..., tuple[Any, dict[str, Any]]], dict[str, Any]]:
+    """A function in training whose outputs also hold the parent's, as `teacher:...`.
+
+    The parent's parameters travel as state that does not change: a compiled step holds
+    them as an argument, not as constants.
+
+    Args:
+        train_apply: the child's, `(params, x) -> (outputs, updates)`.
+        params: the child's.
+        apply: the parent's function in inference, `(parent, x) -> outputs`.
+        parent: its parameters.
+
+    Returns:
+        The function, and its parameters: the child's with an entry `parent` more.
+    """
+
+    def both(p: Mapping[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        own = {k: v for k, v in p.items() if k != PARENT}
+        outputs, updates = train_apply(own, x)
+        said = jax.lax.stop_gradient(named(apply(p[PARENT], x)))
+        said = {f"{TEACHER}{k}": v for k, v in said.items()}
+        return {**named(outputs), **said}, {**(updates or {}), PARENT: p[PARENT]}
+
+    return both, {**params, PARENT: parent}
+
+
+def task_losses(
+    tasks: Sequence[str],
+    *,
+    temperature: float = 2.0,
+    labels: float = 0.0,
+    spreads: Mapping[str, float] | None = None,
+) -> Each:
+    """Per task, how far the outputs are from the parent's, see `distillation`.
+
+    Args:
+        tasks: the tasks.
+        temperature: of both softmaxes; the loss is scaled by its square.
+        labels: weight of the loss of true labels.
+        spreads: of tasks that ask for a number, what counts as an error of one; one
+            that is given makes the task a number, whatever its shape.
+
+    Returns:
+        `each(outputs, y) -> {task: scalar}`.
+    """
+    spreads = dict(spreads or {})
+
+    def each(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
+        outputs, found = named(outputs), {}
+        for task in tasks:
+            answer, taught = outputs[task], _taught(task, outputs, y)
+            if task in spreads or is_number(taught):
+                hard = of_numbers(spreads.get(task, 1.0))
+                found[task] = hard(answer, taught)
+            else:
+                hard = of_classes
+                found[task] = divergence(answer, taught, temperature)
+            if labels:
+                found[task] += labels * hard(answer, y[task])
+        return found
+
+    return each
+
+
+def feature_losses(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
+    """Per feature in the outputs, its `mismatch` with the parent's.
+
+    Args:
+        outputs: of `features(...).child`.
+        y: targets of `teach` with `features(...).parent`, unless the outputs hold them.
+
+    Returns:
+        `{feature:<path>: scalar}`.
+    """
+    outputs = named(outputs)
+    return {
+        k: mismatch(outputs[k], _taught(k, outputs, y)) for k in _features_in(outputs)
+    }
+
+
+def distillation(
+    tasks: Sequence[str],
+    *,
+    temperature: float = 2.0,
+    labels: float = 0.0,
+    spreads: Mapping[str, float] | None = None,
+    features: float = 0.0,
+) -> Callable[[Any, Mapping[str, Any]], tuple[Float[Array, ""], dict[str, Array]]]:
+    """Divergence from the parent's softened answers, and optionally from labels.
+
+    Where the parent answers with a number, it is the squared error to that number.
+
+    Args:
+        tasks: the tasks to train, weighted alike.
+        temperature: of both softmaxes; the loss is scaled by its square.
+        labels: weight of the loss of true labels; 0 needs none.
+        spreads: of tasks that ask for a number, what counts as an error of one; 1 if
+            not given.
+        features: weight of the mean `mismatch` of the features.
+
+    Returns:
+        `loss(outputs, y)` for `fit`, on data from `teach`.
+
+    Reference:
+        Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+    each = task_losses(tasks, temperature=temperature, labels=labels, spreads=spreads)
+
+    def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
+        found = each(outputs, y)
+        total = jnp.stack([*found.values()]).sum()
+        if features:
+            extra = feature_loss(outputs, y)
+            return total + features * extra, {**found, "features": extra}
+        return total, found
+
+    return loss
+
+
+def feature_loss(outputs: Any, y: Mapping[str, Any]) -> Float[Array, ""]:
+    """The mean mismatch over features.
+
+    Args:
+        outputs: see `feature_losses`.
+        y: see there.
+
+    Returns:
+        A share.
+
+    Raises:
+        DataError: the outputs hold no feature.
+    """
+    found = feature_losses(outputs, y)
+    if not found:
+        raise DataError(
+            "the outputs hold no features; train features(apply, graph, keep).child, "
+            "say finetune(frozen(seen.child), ..., features=1.0)"
+        )
+    return jnp.stack([*found.values()]).mean()
+
+
+def _taught(key: str, outputs: Mapping[str, Any], y: Mapping[str, Any]) -> Any:
+    name = f"{TEACHER}{key}"
+    if name not in outputs and name not in y:
+        raise DataError(
+            f"the parent's {key!r} is not known; make the data with teach(apply, "
+            "params, split, tasks=...) (for features, of features(...).parent), or "
+            "pass finetune(parent=(apply, params))"
+        )
+    return outputs[name] if name in outputs else y[name]
+
+
+def _features_in(outputs: Mapping[str, Any]) -> list[str]:
+    return [k for k in outputs if k.startswith(FEATURE)]
+
+
+def is_number(answers: Any) -> bool:
+    """Whether answers are one number per example, or per position (last axis one)."""
+    return answers.ndim == 1 or answers.shape[-1] == 1
+
+
+def divergence(logits: Any, taught: Any, temperature: float) -> Float[Array, ""]:
+    """Kullback-Leibler divergence at a temperature, times its square.
+
+    Args:
+        logits: of the child, classes last.
+        taught: of the parent.
+        temperature: of both.
+
+    Returns:
+        The mean over examples and positions.
+    """
+    teacher = jax.nn.log_softmax(taught / temperature)
+    student = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), -1).mean()
+
+
+def spreads_of(data: Split, tasks: Sequence[str]) -> dict[str, float]:
+    """How far the parent's numbers spread over the data.
+
+    Args:
+        data: from `teach`.
+        tasks: the tasks.
+
+    Returns:
+        Of those that ask for a number, the standard deviation (1 for a constant).
+    """
+    names = {t: f"{TEACHER}{t}" for t in tasks}
+    taught = {t: data.y[n] for t, n in names.items() if n in data.y}
+    found = {t: float(np.std(v)) for t, v in taught.items() if is_number(v)}
+    return {task: spread or 1.0 for task, spread in found.items()}
