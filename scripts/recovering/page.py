@@ -33,8 +33,9 @@ parent per data set, trained to its plateau. *budget*: share of the trunk's para
 - *in rounds*: `cutjax.recover.gradually`: scoring what is left, cutting at most a third
   of it, compensating, and again; no training. Seconds are of all rounds so far.
 - *distilled*: the better of both by validation data, then learns the parent's answers
-  to the training images, without labels, BatchNorm's statistics left as they are.
-- *fine-tuned*: after that a tenth of the parent's training steps, with labels too.
+  to the training images, without labels, tasks balanced by uncertainty.
+- *fine-tuned*: after that a tenth of the parent's training steps, with labels too;
+  BatchNorm's statistics stay, the best of start and end by validation data.
 
 *goal*: what issue 5 asked for at most; bold where it was met by the mean.
 """
