@@ -144,8 +144,7 @@ def main(out: Path) -> None:
         screen(job, FIRST)
         method = best(job, FIRST)
         ways = {loss: way(job, method, FIRST, loss) for loss in LOSSES}
-        methods = dict.fromkeys((method, DEFAULT))
-        for seed, factor, method in itertools.product(SEEDS, protocol.FACTORS, methods):
+        for seed, factor in itertools.product(SEEDS, protocol.FACTORS):
             start(job, method, factor, seed)
             for loss in LOSSES:
                 final(job, Run(method, factor, loss, *ways[loss], seed))
@@ -175,6 +174,7 @@ def parent(job: Job) -> None:
             "validation": right(job.apply, job.params, job.validation),
             "test": right(job.apply, job.params, job.test),
             "re_estimated": right(job.apply, new, job.test),
+            "machine": protocol.machine(),
             **job.size(job.params),
         }
 

@@ -1,5 +1,7 @@
 """What both sides share: networks, budgets, images, steps, and a count of the work."""
 
+import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +43,16 @@ NETS = {
     "resnet20": Net("resnet20-12fca82f.npz", 3, 200, 4),
     "resnet56": Net("resnet56-4bfd9763.npz", 9, 100, 2),
 }
+
+
+def machine() -> str:
+    """The processor that this runs on, and how many cores it may use."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores of {name}"
+
 
 Widths = Mapping[str, tuple[int, int]]
 

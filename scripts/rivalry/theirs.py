@@ -109,7 +109,8 @@ def same_parent(job: Job, path: Path) -> None:
         if apart > 1e-3:
             raise SystemExit(f"{job.name}: the parents differ by {apart}")
         figures = {"apart": apart, "validation": accuracy(job.parent, job.validation)}
-        return figures | {"test": accuracy(job.parent, job.test)}
+        figures["test"] = accuracy(job.parent, job.test)
+        return {**figures, "machine": protocol.machine()}
 
     job.book.row("parent", measure)
 
