@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,3 +185,60 @@ def test_training_moves_the_statistics():
     )
     expected = 0.9 * old + 0.1 * jnp.mean(made, (0, 1, 2))
     np.testing.assert_allclose(new, expected, rtol=1e-4, atol=1e-6)
+
+
+# Beside Torch-Pruning: what scripts/rivals counts and says. --------------------------
+
+
+@pytest.fixture
+def rivalry(monkeypatch):
+    scripts = Path(__file__).parent.parent / "scripts"
+    monkeypatch.syspath_prepend(str(scripts))
+    return {
+        name: importlib.import_module(f"rivalry.{name}")
+        for name in ("ours", "page", "protocol")
+    }
+
+
+def test_one_count_of_multiply_adds_for_both_sides(rivalry):
+    """Against cutjax's own count, which walks the jaxpr; whole, and cut at random."""
+    count, widths = rivalry["protocol"].multiply_adds, rivalry["ours"].widths
+    model = CifarResNet(blocks=3)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), x))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    graph = cj.trace(eval_apply(model), params, x)
+    full = rivalry["protocol"].full_widths(3)
+    assert full == widths(params)
+    assert 2 * count(full) == graph.cost().flops
+    draw = np.random.default_rng(1)
+    keep = {g.name: draw.permutation(g.size) >= g.size // 3 for g in graph.free}
+    small = cj.cut_params(params, graph, keep)
+    assert 2 * count(widths(small)) == graph.cost(keep).flops
+    assert count(widths(small)) < count(full)
+
+
+def row(side: str, stage: str, seed: int = 0, **more) -> dict:
+    same = {"net": "resnet20", "side": side, "stage": stage, "seed": seed}
+    size = {"macs": 20e6, "full_macs": 40e6, "params": 1e5, "factor": 2.5}
+    return {**same, **size, "method": f"m of {side}", **more}
+
+
+def test_the_page_says_what_the_rows_say(rivalry, tmp_path):
+    tuned = {"loss": "distil", "rate": 1e-3, "steps": 7}
+    rows = [
+        row("ours", "parent", test=81.0, re_estimated=79.0, machine="a machine"),
+        *(row("ours", "start", s, cut=20.0, compensated=60.0 + s) for s in (0, 1)),
+        *(row("theirs", "start", s, cut=30.0, re_estimated=35.0) for s in (0, 1)),
+        *(row("ours", "final", s, test=70.0 + s, **tuned) for s in (0, 1)),
+        *(row("theirs", "final", s, test=71.0 + s, **tuned) for s in (0, 1)),
+    ]
+    page = rivalry["page"].write(rows, tmp_path).read_text()
+    spread = f"{np.std([0, 1], ddof=1):.2f}"
+    assert "| as cut | 20.00 ± 0.00 | 30.00 ± 0.00 | -10.00 | Torch-Pruning |" in page
+    assert f"| before training | 60.50 ± {spread} | 35.00 ± 0.00 | +25.50 | cut" in page
+    # A point less, but two seeds are further apart than that: nobody wins.
+    assert f"| 70.50 ± {spread} | 71.50 ± {spread} | -1.00 | even |" in page
+    assert "a machine" in page and "2.000" in page
+    one = [r for r in rows if r["seed"] == 0]
+    assert "(one seed)" in rivalry["page"].write(one, tmp_path).read_text()
