@@ -25,7 +25,7 @@ from rivalry.protocol import BATCH, NETS, RATES, SEEDS, TEMPERATURE
 
 TASK = "label"
 DEFAULT = "joint/greedy"
-CRITERIA = ("joint", "gram", "taylor", "fisher", "l2", "random")
+CRITERIA = ("joint", "gram", "taylor", "fisher", "random")
 SCOPES = ("greedy", "uniform")
 METHODS = [
     f"{criterion}/{scope}"
@@ -143,11 +143,13 @@ def main(out: Path) -> None:
         parent(job)
         screen(job, FIRST)
         method = best(job, FIRST)
-        ways = {loss: way(job, method, FIRST, loss) for loss in LOSSES}
+        rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES}
+        one = Run(method, FIRST, "both", rates["both"], STATISTICS[0], 0)
+        kept = statistics(job, one)
         for seed, factor in itertools.product(SEEDS, protocol.FACTORS):
             start(job, method, factor, seed)
             for loss in LOSSES:
-                final(job, Run(method, factor, loss, *ways[loss], seed))
+                final(job, Run(method, factor, loss, rates[loss], kept, seed))
 
 
 def write_answers(out: Path, data: images.Images) -> None:
@@ -220,20 +222,21 @@ def best(job: Job, factor: float) -> str:
     variants: dict[str, str] = {}
     for row in order:
         variants.setdefault(row["method"].split("/")[0], row["method"])
-    names = [variants[n] for n in variants if n != "random"][: job.spec.tried]
+    names = [variants[n] for n in variants if n != "random"][: job.spec.tried["ours"]]
     run = Run("", factor, "both", RATES[len(RATES) // 2], STATISTICS[0], 0)
-    tried = dict.fromkeys((*names, variants["random"], DEFAULT))
+    tried = dict.fromkeys((*names, DEFAULT))
     return max(tried, key=lambda m: tuned(job, run._replace(method=m)))
 
 
-def way(job: Job, method: str, factor: float, loss: str) -> tuple[float, str]:
-    """The learning rate that is best on validation, then what to do with statistics."""
+def rate(job: Job, method: str, factor: float, loss: str) -> float:
+    """The learning rate that is best on validation."""
+    run = Run(method, factor, loss, 0.0, STATISTICS[0], 0)
+    return max(RATES, key=lambda rate: tuned(job, run._replace(rate=rate)))
 
-    def reached(rate: float, statistics: str) -> float:
-        return tuned(job, Run(method, factor, loss, rate, statistics, 0))
 
-    rate = max(RATES, key=lambda rate: reached(rate, STATISTICS[0]))
-    return rate, max(STATISTICS, key=lambda statistics: reached(rate, statistics))
+def statistics(job: Job, run: Run) -> str:
+    """Whether BatchNorm's statistics had better stay or move, on validation."""
+    return max(STATISTICS, key=lambda s: tuned(job, run._replace(statistics=s)))
 
 
 def tuned(job: Job, run: Run) -> float:

@@ -31,10 +31,10 @@ typed by hand. {machine}
   over all examples; `accumulate_grad` of 1.6.1 itself keeps only the last one. Methods
   of cutjax: criterion / allocation.
 - Both score on the same {calibration} training images and choose on the same
-  {validation} others: the method (the best after fine-tuning with the middle rate, of
-  the best variants of {tried} criteria each, and random, at {first}x), then
-  the learning rate for each loss (of {rates}; for cutjax then whether
-  BatchNorm's statistics move), and use both at all budgets.
+  {validation} others, at {first}x: the method (the best after fine-tuning with the middle
+  rate, of the best variants before it of so many criteria: {tried}),
+  then the learning rate for each loss (of {rates}; *both* of
+  Torch-Pruning takes that of *distil*), for cutjax whether BatchNorm's statistics move.
 - Fine-tuning: the same images once, batches of {batch}, AdamW, one cycle. *labels*:
   cross entropy. *distil*: the parent's answers (temperature {temperature:g}), no
   labels. *both*: their sum. cutjax starts compensated, Torch-Pruning with BatchNorm
@@ -78,12 +78,20 @@ def _head(parents: dict[tuple[str, str], Row]) -> str:
         machine=f"Machine: {'; '.join(machines)}.",
         calibration=protocol.CALIBRATION,
         validation=f"{protocol.VALIDATION:,}",
-        tried=" and ".join(f"{spec.tried} ({net})" for net, spec in NETS.items()),
+        tried=_tried(),
         first=protocol.FACTORS[0],
         rates=", ".join(f"{rate:g}" for rate in protocol.RATES),
         batch=protocol.BATCH,
         temperature=protocol.TEMPERATURE,
     )
+
+
+def _tried() -> str:
+    said = []
+    for net, spec in NETS.items():
+        each = (f"{spec.tried[side]} of {name}" for side, name in SIDES.items())
+        said.append(f"{net} {', '.join(each)}")
+    return "; ".join(said)
 
 
 def _verdict(figures: list[Figure]) -> str:

@@ -92,7 +92,8 @@ def main(out: Path) -> None:
         same_parent(job, out / f"answers_{name}.npz")
         screen(job, FIRST)
         method = best(job, FIRST)
-        rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES}
+        rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES[:2]}
+        rates["both"] = rates["distil"]
         for seed, factor in itertools.product(SEEDS, protocol.FACTORS):
             start(job, method, factor, seed)
             for loss in LOSSES:
@@ -138,7 +139,7 @@ def best(job: Job, factor: float) -> Method:
     for row in order:
         method = Method(*row["method"].split("/"))
         variants.setdefault(method.criterion, method)
-    names = [n for n in variants if n != "random"][: job.spec.tried]
+    names = [n for n in variants if n != "random"][: job.spec.tried["theirs"]]
     tried = [variants[name] for name in (*names, "random")]
     middle = RATES[len(RATES) // 2]
     return max(tried, key=lambda m: tuned(job, Run(m, factor, "labels", middle, 0)))
