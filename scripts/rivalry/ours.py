@@ -136,9 +136,9 @@ class Job:
 
 
 def main(out: Path) -> None:
-    """All networks, what is missing; what decides most comes first."""
+    """What is missing: all networks with the first seed, then with the next."""
     data = images.load(out)
-    for name in NETS:
+    for seed, name in itertools.product(SEEDS, NETS):
         job = Job(name, data, Book(out / "results.jsonl", name, "ours"))
         parent(job)
         screen(job, FIRST)
@@ -146,7 +146,7 @@ def main(out: Path) -> None:
         rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES}
         one = Run(method, FIRST, "both", rates["both"], STATISTICS[0], 0)
         kept = statistics(job, one)
-        for seed, factor in itertools.product(SEEDS, protocol.FACTORS):
+        for factor in protocol.FACTORS:
             start(job, method, factor, seed)
             for loss in LOSSES:
                 final(job, Run(method, factor, loss, rates[loss], kept, seed))

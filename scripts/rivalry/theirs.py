@@ -84,17 +84,17 @@ class Job:
 
 
 def main(out: Path) -> None:
-    """All networks, what is missing; what decides most comes first."""
+    """What is missing: all networks with the first seed, then with the next."""
     torch.set_num_threads(1)  # the other side has the other core
     data = images.load(out)
-    for name in NETS:
+    for seed, name in itertools.product(SEEDS, NETS):
         job = Job(name, data, Book(out / "results.jsonl", name, "theirs"))
         same_parent(job, out / f"answers_{name}.npz")
         screen(job, FIRST)
         method = best(job, FIRST)
         rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES[:2]}
         rates["both"] = rates["distil"]
-        for seed, factor in itertools.product(SEEDS, protocol.FACTORS):
+        for factor in protocol.FACTORS:
             start(job, method, factor, seed)
             for loss in LOSSES:
                 final(job, Run(method, factor, loss, rates[loss], seed))
