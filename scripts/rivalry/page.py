@@ -32,7 +32,8 @@ typed by hand. {machine}
   of cutjax: criterion / allocation.
 - Both score on the same {calibration} training images and choose on the same
   {validation} others, at {first}x: the method (the best after fine-tuning with the
-  middle rate, of the best variants before it of so many criteria: {tried}),
+  middle rate, of the best variants before it of so many criteria:
+  {tried}),
   then the learning rate for each loss (of {rates}; *both* of
   Torch-Pruning takes that of *distil*), for cutjax whether BatchNorm's statistics move.
 - Fine-tuning: the same images once, batches of {batch}, AdamW, one cycle. *labels*:
