@@ -6,17 +6,20 @@ from pathlib import Path
 from rivalry import images, ours, protocol
 
 
+ABSENT = 3
+
+
 def main(out: Path) -> int:
-    """1 where the files are absent."""
+    """`ABSENT` where the files are."""
     missing = [n.file for n in protocol.NETS.values() if not _there(n.file)]
     if missing:
         print(f"left out: no {missing} in {protocol.WEIGHTS}", file=sys.stderr)
-        return 1
+        return ABSENT
     try:
         data = images.load(out)
     except images.Absent as absent:
         print(absent, file=sys.stderr)
-        return 1
+        return ABSENT
     ours.write_answers(out, data)
     return 0
 
