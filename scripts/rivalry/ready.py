@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rivalry import images, ours, protocol
 
-
 ABSENT = 3
 
 
