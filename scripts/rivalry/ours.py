@@ -21,7 +21,7 @@ from cutjax.models.resnet_cifar import CifarResNet
 from cutjax.recover.finetune import frozen
 from rivalry import images, protocol
 from rivalry.book import Book
-from rivalry.protocol import BATCH, NETS, RATES, SEEDS, TEMPERATURE
+from rivalry.protocol import BATCH, MIDDLE, NETS, RATES, SEEDS, TEMPERATURE
 
 TASK = "label"
 DEFAULT = "joint/greedy"
@@ -223,7 +223,7 @@ def best(job: Job, factor: float) -> str:
     for row in order:
         variants.setdefault(row["method"].split("/")[0], row["method"])
     names = [variants[n] for n in variants if n != "random"][: job.spec.tried["ours"]]
-    run = Run("", factor, "both", RATES[len(RATES) // 2], STATISTICS[0], 0)
+    run = Run("", factor, "both", MIDDLE, STATISTICS[0], 0)
     tried = dict.fromkeys((*names, DEFAULT))
     return max(tried, key=lambda m: tuned(job, run._replace(method=m)))
 

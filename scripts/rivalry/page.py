@@ -31,8 +31,8 @@ typed by hand. {machine}
   over all examples; `accumulate_grad` of 1.6.1 itself keeps only the last one. Methods
   of cutjax: criterion / allocation.
 - Both score on the same {calibration} training images and choose on the same
-  {validation} others, at {first}x: the method (the best after fine-tuning with the
-  middle rate, of the best variants before it of so many criteria:
+  {validation} others, at {first}x: the method (the best after fine-tuning at
+  {middle:g}, of the best variants before it of so many criteria:
   {tried}),
   then the learning rate for each loss (of {rates}; *both* of
   Torch-Pruning takes that of *distil*), for cutjax whether BatchNorm's statistics move.
@@ -82,6 +82,7 @@ def _head(parents: dict[tuple[str, str], Row]) -> str:
         tried=_tried(),
         first=protocol.FACTORS[0],
         rates=", ".join(f"{rate:g}" for rate in protocol.RATES),
+        middle=protocol.MIDDLE,
         batch=protocol.BATCH,
         temperature=protocol.TEMPERATURE,
     )

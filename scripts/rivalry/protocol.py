@@ -15,8 +15,8 @@ FACTORS = (2.5, 2.1)
 SEEDS = (0, 1, 2)
 """Draw the calibration images, the images to train on, random channels."""
 
-RATES = (1e-3, 3e-3, 1e-2)
-"""Peaks of the one-cycle schedule, the middle one to compare methods with."""
+RATES, MIDDLE = (1e-3, 3e-3, 1e-2, 3e-2), 3e-3
+"""Peaks of the one-cycle schedule; the one that methods are compared with."""
 
 BATCH, TEMPERATURE, DECAY = 64, 2.0, 1e-4
 VALIDATION, CALIBRATION = 2000, 512

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from rivalry import images, protocol, torchcut, torchnet
 from rivalry.book import Book
-from rivalry.protocol import DECAY, NETS, RATES, SEEDS, TEMPERATURE
+from rivalry.protocol import DECAY, MIDDLE, NETS, RATES, SEEDS, TEMPERATURE
 from rivalry.torchcut import Method
 from rivalry.torchnet import Net, accuracy, widths
 
@@ -141,8 +141,7 @@ def best(job: Job, factor: float) -> Method:
         variants.setdefault(method.criterion, method)
     names = [n for n in variants if n != "random"][: job.spec.tried["theirs"]]
     tried = [variants[name] for name in (*names, "random")]
-    middle = RATES[len(RATES) // 2]
-    return max(tried, key=lambda m: tuned(job, Run(m, factor, "labels", middle, 0)))
+    return max(tried, key=lambda m: tuned(job, Run(m, factor, "labels", MIDDLE, 0)))
 
 
 def rate(job: Job, method: Method, factor: float, loss: str) -> float:
