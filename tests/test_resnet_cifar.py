@@ -218,6 +218,22 @@ def test_one_count_of_multiply_adds_for_both_sides(rivalry):
     assert count(widths(small)) < count(full)
 
 
+def test_the_rate_is_one_whose_neighbours_are_worse(rivalry):
+    protocol = rivalry["protocol"]
+    for best in range(len(protocol.RATES)):
+        asked = []
+
+        def reached(rate, best=best, asked=asked):
+            asked.append(rate)
+            return -abs(protocol.RATES.index(rate) - best)
+
+        assert protocol.climb(reached) == protocol.RATES[best]
+        start = protocol.RATES.index(protocol.MIDDLE)
+        # No more rates than the way there and one beyond, on either side.
+        assert len(set(asked)) <= abs(best - start) + 3
+    assert protocol.climb(lambda rate: 0.0) == protocol.MIDDLE
+
+
 def row(side: str, stage: str, seed: int = 0, **more) -> dict:
     same = {"net": "resnet20", "side": side, "stage": stage, "seed": seed}
     size = {"macs": 20e6, "full_macs": 40e6, "params": 1e5, "factor": 2.5}

@@ -21,7 +21,7 @@ from cutjax.models.resnet_cifar import CifarResNet
 from cutjax.recover.finetune import frozen
 from rivalry import images, protocol
 from rivalry.book import Book
-from rivalry.protocol import BATCH, MIDDLE, NETS, RATES, SEEDS, TEMPERATURE
+from rivalry.protocol import BATCH, MIDDLE, NETS, SEEDS, TEMPERATURE, climb
 
 TASK = "label"
 DEFAULT = "joint/greedy"
@@ -143,13 +143,12 @@ def main(out: Path) -> None:
         parent(job)
         screen(job, FIRST)
         method = best(job, FIRST)
-        rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES}
-        one = Run(method, FIRST, "both", rates["both"], STATISTICS[0], 0)
-        kept = statistics(job, one)
+        blank = Run(method, FIRST, "", MIDDLE, STATISTICS[0], 0)
+        ways = [way(job, blank._replace(loss=loss)) for loss in LOSSES]
         for factor in protocol.FACTORS:
             start(job, method, factor, seed)
-            for loss in LOSSES:
-                final(job, Run(method, factor, loss, rates[loss], kept, seed))
+            for run in ways:
+                final(job, run._replace(factor=factor, seed=seed))
 
 
 def write_answers(out: Path, data: images.Images) -> None:
@@ -228,15 +227,14 @@ def best(job: Job, factor: float) -> str:
     return max(tried, key=lambda m: tuned(job, run._replace(method=m)))
 
 
-def rate(job: Job, method: str, factor: float, loss: str) -> float:
-    """The learning rate that is best on validation."""
-    run = Run(method, factor, loss, 0.0, STATISTICS[0], 0)
-    return max(RATES, key=lambda rate: tuned(job, run._replace(rate=rate)))
-
-
-def statistics(job: Job, run: Run) -> str:
-    """Whether BatchNorm's statistics had better stay or move, on validation."""
-    return max(STATISTICS, key=lambda s: tuned(job, run._replace(statistics=s)))
+def way(job: Job, run: Run) -> Run:
+    """The run with the learning rate and statistics that are best on validation."""
+    found = []
+    for statistics in STATISTICS:
+        one = run._replace(statistics=statistics)
+        rate = climb(lambda rate, one=one: tuned(job, one._replace(rate=rate)))
+        found.append(one._replace(rate=rate))
+    return max(found, key=lambda run: tuned(job, run))
 
 
 def tuned(job: Job, run: Run) -> float:

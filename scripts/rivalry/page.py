@@ -34,8 +34,9 @@ typed by hand. {machine}
   {validation} others, at {first}x: the method (the best after fine-tuning at
   {middle:g}, of the best variants before it of so many criteria:
   {tried}),
-  then the learning rate for each loss (of {rates}; *both* of
-  Torch-Pruning takes that of *distil*), for cutjax whether BatchNorm's statistics move.
+  then for each loss the learning rate, one whose neighbours among {rates}
+  are worse (*both* of Torch-Pruning takes that of *distil*), for cutjax with the
+  statistics of BatchNorm frozen and moving.
 - Fine-tuning: the same images once, batches of {batch}, AdamW, one cycle. *labels*:
   cross entropy. *distil*: the parent's answers (temperature {temperature:g}), no
   labels. *both*: their sum. cutjax starts compensated, Torch-Pruning with BatchNorm

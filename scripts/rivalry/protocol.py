@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ FACTORS = (2.5, 2.1)
 SEEDS = (0, 1, 2)
 """Draw the calibration images, the images to train on, random channels."""
 
-RATES, MIDDLE = (1e-3, 3e-3, 1e-2, 3e-2), 3e-3
+RATES, MIDDLE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 3e-3
 """Peaks of the one-cycle schedule; the one that methods are compared with."""
 
 BATCH, TEMPERATURE, DECAY = 64, 2.0, 1e-4
@@ -54,6 +54,25 @@ def machine() -> str:
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{os.cpu_count()} cores of {name}"
+
+
+def climb(reached: Callable[[float], float]) -> float:
+    """The learning rate from which both neighbours are worse, or the last one.
+
+    Args:
+        reached: what a rate reaches, higher is better; asked once or twice per rate.
+
+    Returns:
+        One of `RATES`, going up from `MIDDLE` or down from it.
+    """
+    at = RATES.index(MIDDLE)
+    for step in (1, -1):
+        # Ties go to the rate that was asked first, so this ends.
+        while 0 <= at + step < len(RATES) and (
+            reached(RATES[at + step]) > reached(RATES[at])
+        ):
+            at += step
+    return RATES[at]
 
 
 Widths = Mapping[str, tuple[int, int]]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from rivalry import images, protocol, torchcut, torchnet
 from rivalry.book import Book
-from rivalry.protocol import DECAY, MIDDLE, NETS, RATES, SEEDS, TEMPERATURE
+from rivalry.protocol import DECAY, MIDDLE, NETS, SEEDS, TEMPERATURE, climb
 from rivalry.torchcut import Method
 from rivalry.torchnet import Net, accuracy, widths
 
@@ -146,7 +146,7 @@ def best(job: Job, factor: float) -> Method:
 
 def rate(job: Job, method: Method, factor: float, loss: str) -> float:
     """The learning rate that is best on validation."""
-    return max(RATES, key=lambda rate: tuned(job, Run(method, factor, loss, rate, 0)))
+    return climb(lambda rate: tuned(job, Run(method, factor, loss, rate, 0)))
 
 
 def start(job: Job, method: Method, factor: float, seed: int) -> None:
