@@ -68,6 +68,8 @@ def write(rows: Iterable[Row], docs: Path) -> Path:
         if any(name == net for name, _ in parents):
             here = [row for row in rows if row["net"] == net]
             parts.append(_of_net(net, here, of(figures, net=net), parents))
+        else:
+            parts.append(f"## {net}\n\nNot run yet; `scripts/rivals` continues.\n")
     docs.mkdir(parents=True, exist_ok=True)
     page = docs / "rivals.md"
     page.write_text("\n".join(parts).rstrip() + "\n")
