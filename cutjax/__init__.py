@@ -13,6 +13,7 @@ from cutjax import (
     fuse,
     normalize,
     recipes,
+    recover,
     rules,
     schedule,
     sparse,
@@ -23,6 +24,7 @@ from cutjax.allocate import greedy, uniform
 from cutjax.budget import Budget
 from cutjax.checkpoint import load, read, save
 from cutjax.cost import Cost
+from cutjax.cut_state import cut_state
 from cutjax.dims import Keep
 from cutjax.errors import CutjaxError
 from cutjax.feasible import feasible
@@ -52,6 +54,7 @@ __all__ = [
     "criteria",
     "cut",
     "cut_params",
+    "cut_state",
     "equinox",
     "feasible",
     "finetune",
@@ -72,6 +75,7 @@ __all__ = [
     "read",
     "recalibrate",
     "recipes",
+    "recover",
     "register_rule",
     "repair",
     "rules",

@@ -80,7 +80,8 @@ def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
     """The smaller pytree: only the kept channels of every member.
 
     Args:
-        params: the full parameters, or a pytree that mirrors them (momenta, averages).
+        params: the full parameters, or a pytree that mirrors them (momenta, averages);
+            for the whole state of an optimiser there is `cut_state`.
         graph: their graph.
         keep: the channels to keep.
 

@@ -1,8 +1,9 @@
 """How long planning takes for a ResNet-50, once scores are there.
 
-    pytest tests/test_bench_plan.py --benchmark-enable -s    (1 min on two cores)
+    pytest tests/test_bench_plan.py -m '' --benchmark-enable -s    (1 min)
 
-Without `--benchmark-enable` each is run once, as a check that it runs.
+Without `--benchmark-enable` one of each allocation is run once, as a check that it
+runs; the others are slow tests.
 """
 
 from __future__ import annotations
@@ -56,7 +57,13 @@ def case() -> tuple[cj.Graph, dict[str, dict[str, np.ndarray]]]:
     return graph, scores
 
 
-@pytest.mark.parametrize("name", list(BUDGETS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "drop",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in BUDGETS if n != "drop"),
+    ],
+)
 @pytest.mark.parametrize("allocate", ALL, ids=lambda a: a.__name__)
 def test_speed_of_a_plan(
     benchmark: Any, case: Any, allocate: Callable, name: str

@@ -1,9 +1,9 @@
 """What masks cost: a masked step beside the plain step of the same optimiser.
 
-    pytest tests/test_bench_sparse.py --benchmark-enable -s    (2 min on two cores)
+    pytest tests/test_bench_sparse.py -m slow --benchmark-enable -s    (2 min, two cores)
 
 Masks make nothing faster. Without `--benchmark-enable` each is run once, as a check
-that it runs.
+that it runs, if slow tests are asked for.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def elapsed(fn: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["update", "step"])
 def test_speed_of_masked_steps_beside_plain_ones(benchmark, case, kind):
     rounds = 12 if benchmark.enabled else 1

@@ -146,7 +146,9 @@ def perturbed(apply: Any, params: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["mlp_tasks", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["mlp_tasks", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
 def test_rounds_end_in_one_cut_of_the_parent(name):
     net, _ = case(name)
     found = rounds(name, SHARES, recover=perturbed)

@@ -10,4 +10,5 @@ from cutjax.plot.bars import (
 )
 from cutjax.plot.network import net as net
 from cutjax.plot.ranks import scores as scores
+from cutjax.plot.recovery import recovery as recovery
 from cutjax.plot.watershed import agreement as agreement

@@ -1,9 +1,13 @@
-"""Keeping what the model knew: compensation, statistics, distillation."""
+"""Keeping what the model knew: compensation, statistics, distillation, adapters."""
 
+from cutjax.recover import balance as balance, report as report
+from cutjax.recover.adapters import adapters as adapters, fold as fold, opened as opened
 from cutjax.recover.compensate import compensate as compensate
+from cutjax.recover.features import features as features
 from cutjax.recover.finetune import (
     distillation as distillation,
     finetune as finetune,
+    frozen as frozen,
     teach as teach,
 )
 from cutjax.recover.gradual import gradually as gradually
