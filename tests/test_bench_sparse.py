@@ -1,6 +1,6 @@
 """What masks cost: a masked step beside the plain step of the same optimiser.
 
-    pytest tests/test_bench_sparse.py -m slow --benchmark-enable -s    (2 min, two cores)
+    pytest tests/test_bench_sparse.py -m slow --benchmark-enable -s   # 2 min
 
 Masks make nothing faster. Without `--benchmark-enable` each is run once, as a check
 that it runs, if slow tests are asked for.

@@ -11,7 +11,7 @@ from nets import NETS
 from test_compensate import batch_of, error, outputs, quick as quick
 
 import cutjax as cj
-from cutjax.errors import DataError
+from cutjax.errors import DataError, MismatchError
 from cutjax.recover import gradually
 
 QUIET: Any = {"progress": False}
@@ -33,6 +33,7 @@ def run(distil: Any = None, name: str = "mlp", shares: Any = (0.8, 0.5)) -> Any:
         data,
         budgets=budgets,
         score=score,
+        inputs=net.inputs,
         distil=distil,
         **QUIET,
     )
@@ -71,6 +72,28 @@ def test_what_distilling_taught_is_carried_on():
     before, after = (outputs(r.apply, r.params, x) for r in (plain, taught))
     gap = error(after, before)
     assert gap > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 24, 7])
+def test_flops_are_counted_for_the_batch_of_the_graph(size):
+    net = NETS["mlp_tasks"]()
+    inputs = tuple(x[:1].repeat(size, 0) for x in net.inputs)
+    graph = cj.trace(net.apply, net.params, *inputs)
+    job = (net.apply, net.params, graph, [batch_of(net, i) for i in range(2)])
+    options: Any = {"score": scores_of, "tasks": "age", **QUIET}
+    options["budgets"] = [cj.Budget(flops=share) for share in (0.9, 0.7)]
+    if size == 7:
+        with pytest.raises(MismatchError, match="pass inputs="):
+            next(gradually(*job, **options))
+        options["inputs"] = inputs
+    whole = graph.cost(tasks=("age",)).flops
+    first, last = gradually(*job, **options)
+    assert 0.6 * whole < first.cost.flops <= 0.9 * whole
+    assert 0.4 * whole < last.cost.flops <= 0.7 * whole
+
+
+def scores_of(apply: Any, params: Any, graph: Any) -> Any:
+    return {"age": score(apply, params, graph)["output"]}
 
 
 def test_no_data_is_an_error():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cutjax.budget import Budget
-from cutjax.errors import DataError
+from cutjax.errors import DataError, MismatchError
 from cutjax.graph import Graph
 from cutjax.plan import plan
 from cutjax.recover.compensate import compensate
@@ -26,6 +26,7 @@ def gradually(
     *,
     budgets: Sequence[Budget],
     score: Score,
+    inputs: Sequence[Any] | None = None,
     distil: Distil | None = None,
     tasks: Sequence[str] | str | None = None,
     plan: Callable[..., Any] = plan,
@@ -44,6 +45,8 @@ def gradually(
         budgets: of the rounds, falling, as for `cutjax.schedule.iterate`; fractions are
             of the parent: `[Budget(params=s) for s in exponential(0.1, 3)]`, say.
         score: `score(apply, params, graph) -> scores`, called with what is left.
+        inputs: what the graph was traced with, or the shapes: the batch size counts for
+            FLOPs. Not given, one example of the data or a whole batch, as it was.
         distil: `distil(apply, params) -> params`, called after each refit.
         tasks: the tasks to keep; all, if not given.
         plan: `plan(graph, scores, tasks=..., budget=...) -> (keep, info)`.
@@ -56,6 +59,7 @@ def gradually(
         BudgetError: a budget that cannot be met from where the rounds are.
         DataError: no calibration data.
         KeepError: scores that do not fit.
+        MismatchError: `inputs` are not like what the graph was traced with.
     """
     data = list(batches)
     if not data:
@@ -64,9 +68,8 @@ def gradually(
     only = None if tasks is None else chosen
     keep: dict[str, np.ndarray] = {}
     fn, now = cut(apply, params, graph, keep, only)
-    x = data[0][0] if isinstance(data[0], tuple) else data[0]
-    inputs = x if isinstance(x, tuple) else (x,)
-    here = trace(fn, now, *inputs)
+    inputs = _inputs(graph, data[0]) if inputs is None else tuple(inputs)
+    here = _traced(fn, now, graph, inputs)
     for budget in budgets:
         limits = absolute(budget, graph, chosen)
         scores = score(fn, now, here)
@@ -85,3 +88,34 @@ def gradually(
         now = now if distil is None else distil(fn, now)
         here = trace(fn, now, *inputs)
         yield Round(keep, fn, now, here, graph.cost(keep, tasks=chosen))
+
+
+def _inputs(graph: Graph, batch: Any) -> tuple[Any, ...]:
+    """One example, or the whole batch, as shapes: whichever the graph is of."""
+    x = batch[0] if isinstance(batch, tuple) else batch
+    whole = jax.tree.map(_shape, x if isinstance(x, tuple) else (x,))
+
+    def of(shapes: Any) -> tuple[str, ...]:
+        return tuple(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(shapes))
+
+    def first(a: Any) -> Any:
+        return jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
+
+    one = jax.tree.map(first, whole)
+    return one if tuple(graph.inputs) == of(one) else whole
+
+
+def _shape(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(a), jax.numpy.result_type(a))
+
+
+def _traced(
+    fn: Callable[..., Any], now: Any, graph: Graph, inputs: tuple[Any, ...]
+) -> Graph:
+    found = trace(fn, now, *inputs)
+    if found.inputs != graph.inputs:
+        raise MismatchError(
+            f"the graph is of inputs {graph.inputs}, not {found.inputs}: FLOPs would "
+            "be counted in other units; pass inputs=(...), what it was traced with"
+        )
+    return found

@@ -18,7 +18,7 @@ from cutjax.metrics import accuracy
 from cutjax.models import eval_apply, train_apply
 from cutjax.models.importers import from_torch, read_npz
 from cutjax.models.resnet_cifar import CifarResNet
-from cutjax.recover.finetune import frozen
+from cutjax.recover import frozen, gradually
 from rivalry import images, protocol
 from rivalry.book import Book
 from rivalry.protocol import BATCH, MIDDLE, NETS, SEEDS, TEMPERATURE, climb
@@ -33,10 +33,20 @@ METHODS = [
     # Random widths by random scores are worse still.
     if (criterion, scope) != ("random", "greedy")
 ]
+METHODS += ["joint/rounds", "fisher/rounds"]
+ROUNDS = 4
 LOSSES = {"distil": 0.0, "both": 1.0}
 STATISTICS = ("frozen", "moving")
 CALIBRATION_BATCH = 128
 FIRST = protocol.FACTORS[0]
+
+
+def cross_entropy(logits: Any, y: Any) -> Any:
+    """The mean over examples."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+LOSS = {TASK: cross_entropy}
 
 
 class Run(NamedTuple):
@@ -69,6 +79,7 @@ class Job:
         self.scores = functools.cache(self._scores)
         self.taught = functools.lru_cache(maxsize=1)(self._taught)
         self.fitted = functools.cache(self._fitted)
+        self.gradual = functools.cache(self._gradual)
         self.trained = functools.cache(self._trained)
 
     def calibration(self, seed: int) -> list[Any]:
@@ -78,20 +89,38 @@ class Job:
         )
 
     def _scores(self, seed: int) -> Any:
-        def loss(logits: Any, y: Any) -> Any:
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
         makers = {name: cj.criteria.ALL[name] for name in CRITERIA}
         options: dict[str, Any] = {"random": {"seed": seed}}
         chosen = {n: make(**options.get(n, {})) for n, make in makers.items()}
         full = (self.apply, self.params, self.graph)
         data = self.calibration(seed)
-        return cj.saliency(*full, {TASK: loss}, data, criterion=chosen, progress=False)
+        return cj.saliency(*full, LOSS, data, criterion=chosen, progress=False)
+
+    def _gradual(self, criterion: str, factor: float, seed: int) -> Any:
+        """The last of some rounds of scoring what is left, cutting and refitting."""
+        data = self.calibration(seed)
+        rounds = gradually(
+            *(self.apply, self.params, self.graph, data),
+            budgets=[
+                cj.Budget(flops=share)
+                for share in cj.schedule.exponential(1 / factor, ROUNDS)
+            ],
+            score=lambda apply, params, graph: cj.saliency(
+                *(apply, params, graph, LOSS, data),
+                criterion=cj.criteria.ALL[criterion],
+                progress=False,
+            ),
+            tasks=TASK,
+            progress=False,
+        )
+        return list(rounds)[-1]
 
     def keep(self, method: str, factor: float, seed: int) -> Any:
         """The channels that a criterion keeps."""
         budget = cj.Budget(flops=1 / factor)
         criterion, scope = method.split("/")
+        if scope == "rounds":
+            return self.gradual(criterion, factor, seed).keep
         allocate = getattr(cj.allocate, scope)
         options = {"tasks": TASK, "budget": budget, "allocate": allocate}
         return cj.plan(self.graph, self.scores(seed)[criterion], **options)[0]
