@@ -5,9 +5,7 @@ of the activation, features its contracted channels (times the window of a convo
 """
 
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -67,34 +65,3 @@ def kernel_matrix(reader: Reader, kernel: Float[Array, "..."]) -> Float[Array, "
         return moved.reshape(-1, *moved.shape[-2:])
     moved = jnp.moveaxis(kernel, channels, range(len(channels)))
     return moved.reshape(1, math.prod(kernel.shape[a] for a in channels), -1)
-
-
-def kernel_of(reader: Reader, matrix: Float[Array, "k c m"], like: Any) -> Array:
-    """The kernel whose `kernel_matrix` this is; `like` has its shape and dtype."""
-    flat = jax.ShapeDtypeStruct(like.shape, jnp.float32)
-    # The map from kernel to matrix is a permutation: its transpose is its inverse.
-    back = jax.linear_transpose(lambda k: kernel_matrix(reader, k), flat)
-    return back(matrix.astype(jnp.float32))[0].astype(like.dtype)
-
-
-def patches(reader: Reader, values: Float[Array, "..."]) -> Float[Array, "p f"]:
-    """All that the kernel sees, one row per output position.
-
-    Features run over channels outside and positions of the window inside.
-    """
-    if not is_conv(reader):
-        return rows(values, channel_axes(reader, reader.site.at))
-    p = reader.eqn.params
-    numbers = p["dimension_numbers"]
-    window = reader.ins[1].dims
-    seen = jax.lax.conv_general_dilated_patches(
-        values,
-        tuple(window[i].size for i in numbers.rhs_spec[2:]),
-        p["window_strides"],
-        p["padding"],
-        p["lhs_dilation"],
-        p["rhs_dilation"],
-        numbers,
-        precision=p["precision"],
-    )
-    return rows(seen, (numbers.out_spec[1],))
