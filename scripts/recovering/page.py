@@ -94,11 +94,13 @@ def line(name: str, budget: float, step: str, found: list[Row], parent: Row) -> 
     if goal is not None and means.mean() <= goal:
         shown = f"**{shown}**"
     worst = int(lost.mean(0).argmax())
+    clocks = [r["seconds"] for r in found if r["seconds"] is not None]
+    seconds = f"{np.mean(clocks):.0f}" if clocks else ""
     return (
         f"| {budget:g} | {step} | {shown} | {'' if goal is None else goal} "
         f"| {tasks[worst]} {lost.mean(0)[worst]:.1f} "
         f"| {np.mean([r['flops'] for r in found]) / parent['flops']:.2f} "
-        f"| {np.mean([r['seconds'] for r in found]):.0f} | {len(found)} |"
+        f"| {seconds} | {len(found)} |"
     )
 
 

@@ -86,9 +86,12 @@ def in_rounds(p: Parent, data: list[Any], budgets: tuple[float, ...]) -> Iterato
         ),
         progress=False,
     )
+    spent = 0.0
     for share, found in zip(shares, rounds, strict=True):
+        spent += time.perf_counter() - began
         if share in budgets:
-            yield share, found, time.perf_counter() - began
+            yield share, found, spent
+        began = time.perf_counter()
 
 
 def run(
