@@ -58,6 +58,13 @@ def merged(parts: Iterable[Moments]) -> Moments:
     return total
 
 
+def sound(part: Any) -> bool:
+    """Whether all that was measured is finite; NaN in a row shows in the means."""
+    if isinstance(part, Moments):
+        part = (part.read, part.made, part.square)
+    return all(np.isfinite(value).all() for value in part)
+
+
 def _both(a: Moments, b: Moments) -> Moments:
     n = a.count + b.count
     read, made = b.read - a.read, b.made - a.made
@@ -70,6 +77,10 @@ def _both(a: Moments, b: Moments) -> Moments:
         a.cross + b.cross + share * read[:, :, None] * made[:, None, :],
         a.square + b.square + share * made**2,
     )
+
+
+joined = jax.jit(_both, donate_argnums=0)
+"""Moments of two sets of rows on the device, in float32; the first is given up."""
 
 
 def about_zero(m: Moments) -> Moments:

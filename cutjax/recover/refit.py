@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cutjax.readers import channel_axes, is_conv, rows
@@ -55,14 +56,28 @@ class Found(NamedTuple):
     aside: Any = None
 
     def and_also(self, part: Any, *, held: bool) -> "Found":
-        """With one more batch."""
-        if held:
-            return self._replace(aside=joined(self.aside, part))
-        return self._replace(fitting=joined(self.fitting, part))
+        """With one more batch, on the device; gives up what there was."""
+        name = "aside" if held else "fitting"
+        before = getattr(self, name)
+        if before is not None and isinstance(part, Moments):
+            part = normal.joined(before, part)
+        elif before is not None:
+            part = joined(before, jax.tree.map(np.asarray, part))
+        return self._replace(**{name: part})
+
+    def on_host(self) -> "Found":
+        """The same in numpy; moments in double precision."""
+        return Found(*map(_on_host, self))
 
     def joined(self, other: "Found") -> "Found":
         """What was found at two readers of the same weights."""
         return Found(*(joined(a, b) for a, b in zip(self, other, strict=True)))
+
+
+def _on_host(part: Any) -> Any:
+    if isinstance(part, Moments):
+        return normal.merged([part])
+    return jax.tree.map(np.asarray, part)
 
 
 def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:

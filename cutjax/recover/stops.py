@@ -122,7 +122,8 @@ def _shared(stops: Sequence[Stop]) -> tuple[Stop, ...]:
         others = [
             s
             for s in stops
-            if s.path == stop.path and np.intersect1d(s.where, stop.where).size
+            if s is stop
+            or (s.path == stop.path and np.intersect1d(s.where, stop.where).size)
         ]
         if len(others) == 1:
             out.append(stop)

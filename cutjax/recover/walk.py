@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
+from cutjax.recover import normal
 from cutjax.recover.lockstep import Pair, segment
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, measure, refitted
@@ -201,14 +202,13 @@ def _stream(
         values = alive.pop(0)
         left, part, kernels = step(params, values, kernel, rng.integers(1 << 30))
         after.append(left)
-        part = jax.tree.map(np.asarray, part)
-        if not all(np.isfinite(value).all() for value in part):
+        if not normal.sound(part):
             raise DataError(
                 f"what the reader of {stop.path!r} sees is NaN or infinite, in batch "
                 f"{at}; look for NaN in the inputs or the parameters"
             )
         found = found.and_also(part, held=at >= first_held)
-    return after, found, kernels
+    return after, found.on_host(), kernels
 
 
 def _warn(fit: Fit, label: str) -> None:
