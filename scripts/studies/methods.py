@@ -38,7 +38,7 @@ CRITERIA = (
     *("joint", "gram", "taylor", "taylor_squared", "taylor_signed", "fisher"),
     *("cut", "snip", "grasp", "hessian", "l1", "l2", "linf", "bn_scale", "lamp"),
     *("fpgm", "mean_activation", "zero_rate", "wanda", "mutual_information"),
-    *("cosprune", "random"),
+    *("cosprune", "random", "reconstruction"),
 )
 OPTIONS = {"hessian": {"samples": 2}}
 """The exact diagonal takes a product per channel, hours on these networks."""
