@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import optax
 
-from cutjax.dims import Keep, count, kept
+from cutjax.dims import Keep, count
 from cutjax.errors import MismatchError
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
-from cutjax.shrink import needed, pruned, take
+from cutjax.shrink import narrowed, needed, pruned
 
 Shape = tuple[int, ...]
 
@@ -223,11 +223,7 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
         if isinstance(leaf, Hole) or leading is None or not getattr(leaf, "ndim", 0):
             return leaf
         axes = work.graph.axes[top + path_name(path)]
-        for i, axis in enumerate(axes, len(leading)):
-            stays = kept(axis, work.keep)
-            if not stays.all():
-                leaf = take(leaf, np.flatnonzero(stays), i)
-        return leaf
+        return narrowed(leaf, axes, work.keep, first=len(leading))
 
     def gone(name: str, _: Any) -> bool:
         full = _under(top.rstrip("/"), name)

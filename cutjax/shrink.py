@@ -92,15 +92,18 @@ def cut_params(params: Any, graph: Graph, keep: Keep) -> Any:
         KeepError: the keep does not fit the graph.
         MismatchError: the parameters do not match the graph.
     """
+    return _map_members(
+        lambda leaf, axes: narrowed(leaf, axes, keep), params, graph, keep
+    )
 
-    def narrow(leaf: Any, axes: Axes) -> Any:
-        for i, axis in enumerate(axes):
-            stays = kept(axis, keep)
-            if not stays.all():
-                leaf = take(leaf, np.flatnonzero(stays), i)
-        return leaf
 
-    return _map_members(narrow, params, graph, keep)
+def narrowed(leaf: Any, axes: Axes, keep: Keep, *, first: int = 0) -> Any:
+    """What a keep leaves of an array with these axes, from its axis `first` on."""
+    for i, axis in enumerate(axes, first):
+        stays = kept(axis, keep)
+        if not stays.all():
+            leaf = take(leaf, np.flatnonzero(stays), i)
+    return leaf
 
 
 def take(leaf: Any, index: np.ndarray, axis: int) -> Any:

@@ -11,6 +11,7 @@ from cutjax.errors import DataError, MismatchError
 from cutjax.graph import Graph
 from cutjax.plan import plan
 from cutjax.recover.compensate import compensate
+from cutjax.recover.walk import inputs_of
 from cutjax.schedule import Round, Score, absolute, compose, cut_again
 from cutjax.shrink import cut, shrink
 from cutjax.trace import trace
@@ -92,8 +93,7 @@ def gradually(
 
 def _inputs(graph: Graph, batch: Any) -> tuple[Any, ...]:
     """One example, or the whole batch, as shapes: whichever the graph is of."""
-    x = batch[0] if isinstance(batch, tuple) else batch
-    whole = jax.tree.map(_shape, x if isinstance(x, tuple) else (x,))
+    whole = jax.tree.map(_shape, inputs_of(batch))
 
     def of(shapes: Any) -> tuple[str, ...]:
         return tuple(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(shapes))

@@ -94,11 +94,10 @@ def about_zero(m: Moments) -> Moments:
 
 
 class Solution(NamedTuple):
-    """A kernel [g, f, m], what is added to what it makes [g, m], and the damping."""
+    """A kernel [g, f, m], and what is added to what it makes [g, m]."""
 
     kernel: Blocks
     shift: Float[np.ndarray, "g m"]
-    damping: float = 0.0
 
 
 def solve(
@@ -115,7 +114,7 @@ def solve(
     left = m.gram + ridge[:, None, None] * np.eye(f)
     right = m.cross + ridge[:, None, None] * prior
     kernel = _solved(left, right)
-    return Solution(kernel, shift(m, kernel), damping)
+    return Solution(kernel, shift(m, kernel))
 
 
 def rescaled(m: Moments, prior: Blocks, *, intercept: bool = False) -> Solution:
@@ -177,7 +176,7 @@ def solve_rows(
     left = gram + ridge[:, None, None] * np.eye(b.shape[1])
     kernel = prior + b.swapaxes(1, 2) @ _solved(left, y - b @ prior)
     c = means[1] - np.einsum("gf,gfm->gm", means[0], kernel)
-    return Solution(kernel, c if intercept else 0 * c, damping)
+    return Solution(kernel, c if intercept else 0 * c)
 
 
 def error_rows(rows: Rows, fit: Solution) -> float:

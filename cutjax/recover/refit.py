@@ -180,21 +180,22 @@ def refitted(
     return kernel, fit.shift if intercept else None, facts
 
 
-def _solvers(way: Way, prior: Any, *, intercept: bool):
-    if way.name == "scale":
-        return (
-            lambda data, d: normal.rescaled(data, prior, intercept=intercept),
-            lambda data, fit: normal.error(data, fit, intercept=intercept),
-        )
+def _solvers(
+    way: Way, prior: Any, *, intercept: bool
+) -> tuple[Callable[..., Solution], Callable[..., float]]:
+    """How a fit is made of what was measured, given a damping, and its error."""
     if way.name == "rows":
         return (
             lambda data, d: normal.solve_rows(data, prior, d, intercept=intercept),
             normal.error_rows,
         )
-    return (
-        lambda data, d: normal.solve(data, prior, d, intercept=intercept),
-        lambda data, fit: normal.error(data, fit, intercept=intercept),
-    )
+
+    def solve(data: Moments, damping: float) -> Solution:
+        if way.name == "scale":
+            return normal.rescaled(data, prior, intercept=intercept)
+        return normal.solve(data, prior, damping, intercept=intercept)
+
+    return solve, lambda data, fit: normal.error(data, fit, intercept=intercept)
 
 
 def joined(a: Any, b: Any) -> Any:

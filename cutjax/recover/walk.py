@@ -159,15 +159,18 @@ def _distance(outputs: list[list[Pair]]) -> float:
 
 
 def _inputs(batches: Iterable[Any], sharding: Any) -> list[tuple[Any, ...]]:
-    found = []
-    for batch in batches:
-        x = batch[0] if isinstance(batch, tuple) else batch
-        found.append(x if isinstance(x, tuple) else (x,))
+    found = [inputs_of(batch) for batch in batches]
     if not found:
         raise DataError("the calibration data is empty; pass batches of (x, ...)")
     size = len(jax.tree.leaves(found[0])[0])
     equal = [x for x in found if len(jax.tree.leaves(x)[0]) == size]
     return equal if sharding is None else [jax.device_put(x, sharding) for x in equal]
+
+
+def inputs_of(batch: Any) -> tuple[Any, ...]:
+    """The inputs of the function in a batch: `(x, ...)`, or x alone."""
+    x = batch[0] if isinstance(batch, tuple) else batch
+    return x if isinstance(x, tuple) else (x,)
 
 
 def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
