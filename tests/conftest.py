@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 # jaxlib 0.10.2 can crash on a broadcast-multiply-reduce; must precede `import jax`.
-FLAGS = ["--xla_cpu_experimental_ynn_fusion_type=-reduce"]
+FLAGS = ["--xla_cpu_experimental_ynn_fusion_type="]
 if "--benchmark-enable" not in sys.argv:  # compiling takes longer than running here
     FLAGS.append("--xla_backend_optimization_level=0")
     if metadata.version("jaxlib").startswith("0.10"):  # 0.12 no longer knows it

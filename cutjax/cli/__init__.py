@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # jaxlib 0.10.2 can crash on a broadcast-multiply-reduce. XLA reads this when its
     # backend starts, which is later than `import jax`.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=-reduce")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
     args = _parse(argv)
     run = next(run for kind, run in COMMANDS.values() if isinstance(args, kind))
     quiet()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cutjax._jit import jit
 from cutjax.data.base import Split
 from cutjax.errors import DataError
 from cutjax.losses import of_classes, of_numbers
@@ -52,7 +53,7 @@ def teach(
         outputs = named(apply(p, x))
         return {k: outputs[k] for k in (*tasks, *_features_in(outputs))}
 
-    answer = jax.jit(wanted)
+    answer = jit(wanted)
     found: list[dict[str, np.ndarray]] = []
     for start in range(0, len(split.x), batch_size):
         x = split.x[start : start + batch_size]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves, path_name
 
@@ -43,7 +44,6 @@ def recalibrate(
         MismatchError: the function updates nothing, or something unknown.
     """
 
-    @jax.jit
     def statistics(params: Any, x: Any) -> Any:
         _, updates = train_apply(params, x)
         if not updates or set(updates) - set(params):
@@ -65,11 +65,12 @@ def recalibrate(
         zeros, ones = moved(0.0), moved(1.0)
         return jax.tree.map(batch, zeros, ones, {k: params[k] for k in updates})
 
+    measured = jit(statistics)
     held: Any = None
     count = 0
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):
         x = batch[0] if isinstance(batch, tuple) else batch
-        found, n = statistics(params, x), len(jax.tree.leaves(x)[0])
+        found, n = measured(params, x), len(jax.tree.leaves(x)[0])
         _check(found, count)
         count += n
         held = found if held is None else _combined(held, found, n / count)

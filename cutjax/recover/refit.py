@@ -21,6 +21,9 @@ from cutjax.recover.rows import (
 )
 from cutjax.recover.stops import Stop
 
+JUDGES = 64
+"""Of the channels that a reader makes, how many its damping is chosen by."""
+
 
 class Fit(NamedTuple):
     """One reader: squared error over squared target, as cut and refitted.
@@ -163,10 +166,7 @@ def refitted(
     if way.name == "scale":
         damping = 0.0
     if damping is None:
-        damping = 1e-3
-        if found.aside is not None:
-            aside = found.aside
-            damping = normal.chosen(lambda d: error(aside, solve(found.fitting, d)))
+        damping = _chosen(way, found, prior, intercept=intercept)
     if count < prior.shape[1] and way.name != "scale":
         damping = max(damping, 1e-3)
     fit = solve(whole, damping)
@@ -178,6 +178,19 @@ def refitted(
         matrix = _mixed(prog, stop, kernels, matrix[0])
     kernel = kernel_from(stop.reader, matrix, kernels.child, stop.groups)
     return kernel, fit.shift if intercept else None, facts
+
+
+def _chosen(way: Way, found: Found, prior: Any, *, intercept: bool) -> float:
+    """The damping that is best for what was held out."""
+    fitting, aside = found.fitting, found.aside
+    if aside is None:
+        return 1e-3
+    if way.name != "rows":
+        # A few of what a wide reader makes tell as much about it.
+        aside, _ = normal.some_targets(aside, prior, JUDGES)
+        fitting, prior = normal.some_targets(fitting, prior, JUDGES)
+    solve, error = _solvers(way, prior, intercept=intercept)
+    return normal.chosen(lambda damping: error(aside, solve(fitting, damping)))
 
 
 def _solvers(

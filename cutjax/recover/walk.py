@@ -1,18 +1,21 @@
 """One walk over a program's readers: measured, refitted, written, one after another."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
+from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal
+from cutjax.recover.ahead import ahead
 from cutjax.recover.lockstep import Pair, segment
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, measure, refitted
@@ -51,7 +54,8 @@ def recovered(
     stops = tuple(s for s in stops_of(prog, as_cut) if s.path in used)
     ways = {s.index: way_of(s, len(inputs)) for s in stops}
     parent = list(named_leaves(params).values())
-    job = Job(prog, ways, parent, inputs, damping, progress, label)
+    spread = sharding is not None
+    job = Job(prog, ways, parent, inputs, damping, spread, progress, label)
     child, fits = as_cut, []
     if any(s.tied is not None for s in stops):
         # Weights read in several places are fitted to all of them at once. That takes
@@ -66,13 +70,17 @@ def recovered(
 
 
 class Job(NamedTuple):
-    """What stays the same: the program, ways by reader, the parent, the data."""
+    """What stays the same: the program, ways by reader, the parent, the data.
+
+    `spread`: over devices, so that only running a step says where its results lie.
+    """
 
     prog: Program
     ways: Mapping[int, Way]
     parent: list[Any]
     inputs: list[tuple[Any, ...]]
     damping: float | None
+    spread: bool
     progress: bool
     label: str
 
@@ -91,10 +99,10 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     alive = [_start(job.prog, x) for x in job.inputs]
     kernel, fits = None, []
     tied: dict[int, tuple[Stop, Found, Pair]] = {}
+    steps = _steps(job, stops, child, alive[0])
     bar = tqdm(stops, desc=job.label, disable=not job.progress, leave=False)
-    for number, stop in enumerate(bar):
+    for stop, step in zip(bar, steps, strict=False):
         way = job.ways[stop.index]
-        step = _measured(segment(job.prog, stops, number), measure(stop, way))
         pair = Pair(job.parent, list(child.values()))
         alive, found, kernels = _stream(step, stop, pair, alive, kernel)
         if stop.tied is not None:
@@ -106,10 +114,29 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
         _warn(fit, job.label)
         fits.append(fit)
         child = _written(child, stop, kernel, shift)
-    last = jax.jit(segment(job.prog, stops, len(stops)))
+    last = next(steps)
     pair = Pair(job.parent, list(child.values()))
-    outputs = [last(pair, values, kernel)[1] for values in alive]
+    outputs = [last(pair, values, kernel, np.int32(0))[1] for values in alive]
     return Walked(dict(child), fits, tied, outputs)
+
+
+def _steps(
+    job: Job, stops: Sequence[Stop], child: Mapping[str, Any], alive: Mapping
+) -> Iterator[Callable[..., Any]]:
+    """A compiled step per reader, and one to the end."""
+    measures = [measure(stop, job.ways[stop.index]) for stop in stops]
+    steps = [
+        _measured(segment(job.prog, stops, number), measured)
+        for number, measured in enumerate([*measures, None])
+    ]
+    if job.spread:
+        return map(jit, steps)
+    pair, at = Pair(job.parent, list(child.values())), np.int32(0)
+    return ahead(
+        steps,
+        (pair, alive, None, at),
+        lambda shapes: (pair, shapes[0], shapes[2].child, at),
+    )
 
 
 def _tied(
@@ -127,35 +154,40 @@ def _tied(
 def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, Any]:
     """The refitted parameters, if their outputs are closer to the parent's."""
     frame, evaluator = job.prog.frame, job.prog.evaluator
-    run = jax.jit(
-        lambda leaves, x: evaluator.run(frame, [*leaves, *jax.tree.leaves(x)])
-    )
-    leaves, plain = list(as_cut.values()), []
+    run = jit(lambda leaves, x: evaluator.run(frame, [*leaves, *jax.tree.leaves(x)]))
+    leaves = list(as_cut.values())
+    whole = sum(_squares(p.parent for p in pairs) for pairs in done.outputs)
+    after = _mean(sum(map(_wrong, done.outputs)), whole)
+    wrong = 0 * np.asarray(whole)
     for x, pairs in zip(job.inputs, done.outputs, strict=True):
-        outs = run(leaves, x)
-        plain.append([Pair(p.parent, o) for p, o in zip(pairs, outs, strict=True)])
-    before, after = _distance(plain), _distance(done.outputs)
-    if after <= before * (1 + 1e-3) + 1e-9:
-        return done.child
+        outs = zip(pairs, run(leaves, x), strict=True)
+        wrong = wrong + _wrong([Pair(p.parent, out) for p, out in outs])
+        # Errors only add up: a few batches mostly suffice to know.
+        if after <= _mean(wrong, whole) * (1 + 1e-3) + 1e-9:
+            return done.child
     warnings.warn(
         f"{job.label}: refitting made the outputs worse on the calibration data (error "
-        f"{before:.3g} before, {after:.3g} after); the parameters are returned as cut",
+        f"{_mean(wrong, whole):.3g} before, {after:.3g} after); the parameters are "
+        "returned as cut",
         stacklevel=3,
     )
     return dict(as_cut)
 
 
-def _distance(outputs: list[list[Pair]]) -> float:
+def _squares(values: Iterable[Any]) -> Float[np.ndarray, " outputs"]:
+    """Sums of squares of those that are numbers."""
+    found = [np.asarray(v) for v in values]
+    floats = [v for v in found if jnp.issubdtype(v.dtype, jnp.floating)]
+    return np.array([np.sum(np.square(v, dtype=float)) for v in floats])
+
+
+def _wrong(pairs: Sequence[Pair]) -> Float[np.ndarray, " outputs"]:
+    return _squares(np.asarray(p.child) - np.asarray(p.parent) for p in pairs)
+
+
+def _mean(wrong: Any, whole: Any) -> float:
     """Squared error over squared answers, the mean over outputs."""
-    found = []
-    for pairs in zip(*outputs, strict=True):
-        answers = [(np.asarray(p.parent), np.asarray(p.child)) for p in pairs]
-        if not np.issubdtype(answers[0][0].dtype, np.floating):
-            continue
-        wrong = sum(float(np.sum(np.square(c - p, dtype=float))) for p, c in answers)
-        whole = sum(float(np.sum(np.square(p, dtype=float))) for p, _ in answers)
-        found.append(wrong / max(whole, 1e-30))
-    return float(np.mean(found)) if found else 0.0
+    return float(np.mean(wrong / np.maximum(whole, 1e-30))) if np.size(whole) else 0.0
 
 
 def _inputs(batches: Iterable[Any], sharding: Any) -> list[tuple[Any, ...]]:
@@ -179,12 +211,16 @@ def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
     return {prog.numbers[v]: Pair(a, a) for v, a in zip(variables, leaves, strict=True)}
 
 
-def _measured(run: Callable, measured: Callable) -> Callable:
-    """A segment that returns what is measured at its reader instead of values."""
+def _measured(run: Callable, measured: Callable | None) -> Callable:
+    """A segment that returns what is measured at its reader instead of values.
 
-    @jax.jit
+    After the last reader, where nothing is measured, it returns the outputs.
+    """
+
     def step(params, alive, kernel, at):
         left, seen = run(params, alive, kernel)
+        if measured is None:
+            return left, seen, Pair(None, None)
         return left, measured(seen, at), seen.kernels
 
     return step
@@ -203,7 +239,9 @@ def _stream(
     while alive:
         at = len(after)
         values = alive.pop(0)
-        left, part, kernels = step(params, values, kernel, rng.integers(1 << 30))
+        left, part, kernels = step(
+            params, values, kernel, np.int32(rng.integers(1 << 30))
+        )
         after.append(left)
         if not normal.sound(part):
             raise DataError(

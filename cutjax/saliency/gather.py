@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
@@ -195,7 +196,7 @@ def _step(problem: Problem, criteria: Mapping[str, Criterion]) -> Callable[..., 
         examples = before.examples + weights.sum(dtype=jnp.int32)
         return State(total, carry, once, examples, before.batches + 1, bad)
 
-    return jax.jit(step)
+    return jit(step)
 
 
 def _kahan(total: Any, carry: Any, more: Any) -> tuple[Any, Any]:

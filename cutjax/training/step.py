@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
+from cutjax._jit import jit
 from cutjax.training.mesh import Layout
 from cutjax.training.parts import TrainApply, divide, join
 
@@ -164,7 +165,7 @@ def compiled(step: Callable[..., Any], scan: int) -> Callable[..., Any]:
     def several(moving: Moving, rows: Int[Array, "k b"], x: Array, y: Any) -> Any:
         return jax.lax.scan(lambda now, part: step(now, part, x, y), moving, rows)
 
-    return jax.jit(several if scan > 1 else step)
+    return jit(several if scan > 1 else step)
 
 
 def _descend(
