@@ -29,7 +29,7 @@ def compensate(
     tasks: Sequence[str] | str | None = None,
     damping: float | None = None,
     most_features: int = 4608,
-    rows: int = 64,
+    rows: int = 32,
     sharding: jax.sharding.Sharding | None = None,
     progress: bool = True,
 ) -> tuple[Any, list[Fit]]:

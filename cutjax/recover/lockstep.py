@@ -13,6 +13,7 @@ import jax
 
 from cutjax._compat import Literal, bind
 from cutjax.recover.follow import Reach, demand
+from cutjax.recover.products import wanted
 from cutjax.recover.program import Program, read
 from cutjax.recover.stops import Stop
 
@@ -95,7 +96,10 @@ def _seen(prog: Program, stop: Stop, parent: Mapping, child: Mapping) -> Seen:
     eqn = prog.frame.jaxpr.eqns[stop.index]
     (out,) = eqn.outvars
     data, kernel = (eqn.invars[i] for i in (stop.reader.site.at, stop.at_kernel))
-    made = prog.evaluator.cut_const(parent[out], prog.frame.values[out])
+    made = parent[out]
+    if stop.inner is not None:
+        made = wanted(prog, stop.inner, parent, stop.index)
+    made = prog.evaluator.cut_const(made, prog.frame.values[out])
     if stop.reach.other is not None:
         made = made + correction(prog, stop.reach, parent, child, made)
     kernels = Pair(read(parent, kernel), read(child, kernel))

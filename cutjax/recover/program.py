@@ -1,6 +1,6 @@
 """A function over a graph's parameters as one flat program at two sizes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,12 +120,13 @@ def terminals(prog: Program, number: int) -> set[int]:
     return found
 
 
-def needs(prog: Program, atoms: Iterable[Any]) -> list[int]:
-    """The equations that make some variables, in order."""
+def needs(prog: Program, atoms: Iterable[Any], known: Container[Any] = ()) -> list[int]:
+    """The equations that make some variables from those `known`, in order."""
     wanted, found = {a for a in atoms if not isinstance(a, Literal)}, set()
     todo = list(wanted)
     while todo:
-        index = prog.frame.makers.get(todo.pop())
+        var = todo.pop()
+        index = None if var in known else prog.frame.makers.get(var)
         if index is not None and index not in found:
             found.add(index)
             eqn = prog.frame.jaxpr.eqns[index]

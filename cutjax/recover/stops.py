@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax.recover.follow import Reach, bias_of, reach_of
+from cutjax.recover.products import Inner, inner_of
 from cutjax.recover.program import Program, positions, terminals
 from cutjax.recover.rows import (
     features_of,
@@ -25,6 +26,7 @@ class Stop(NamedTuple):
     `index`: its equation. `path`: its parameter; `where`: the flat positions of the
     kernel in it. `bias`: path and positions of what shifts its result, if there is one.
     `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch.
+    `inner`: the product that what it makes enters, where a part of the width goes.
     `tied`: index of the first reader of the same weights, where there are several.
     """
 
@@ -38,6 +40,7 @@ class Stop(NamedTuple):
     groups: int
     features: int
     rows: int
+    inner: Inner | None = None
     tied: int | None = None
 
     @property
@@ -89,7 +92,7 @@ def _stop(prog: Program, index: int, shapes: Mapping[str, Any]) -> Stop | None:
     return Stop(
         *(index, reader, path, positions(prog, var, shapes[path]), reach),
         *(bias_of(prog, reach, made, shapes), kernel, groups_of(reader, kept)),
-        *(features_of(reader, kernel), rows_of(reader)),
+        *(features_of(reader, kernel), rows_of(reader), inner_of(prog, index)),
     )
 
 
