@@ -105,8 +105,8 @@ class Cut:
     """How the budget is divided between groups."""
     calibration: int = 512
     """Examples to score on and to compensate with."""
-    damping: float = 1e-3
-    """Ridge of the closed-form compensation."""
+    damping: float | None = None
+    """Ridge of the closed-form compensation; None: chosen by data held out."""
     finetune_epochs: int = 1
     """Epochs of distillation; 0 for none."""
     learning_rate: float = 1e-3

@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     criterion: Any
     plan: Callable[..., Any]
     calibration: int
-    damping: float
+    damping: float | None
     finetune_epochs: int
     learning_rate: float
     seed: int

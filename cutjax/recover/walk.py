@@ -147,6 +147,7 @@ def _tied(
         way = job.ways[stop.index]
         kernel, _, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
         child = _written(child, stop, kernel, None)
+        _warn(fit, job.label)
         fits.append(fit)
     return dict(child), fits
 

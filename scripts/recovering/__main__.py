@@ -9,9 +9,7 @@ from studies.real import NAMES, Absent, load
 
 import cutjax as cj
 from recovering import page, steps
-from recovering.parents import BUDGETS, parent
-
-STEPS = ("cut", "compensated", "in rounds", "distilled", "fine-tuned")
+from recovering.parents import BUDGETS, UNTRAINED, parent
 
 
 def main() -> int:
@@ -54,7 +52,8 @@ def one_seed(name: str, seed: int, options: argparse.Namespace, results: Path) -
         store.append(results, {**row, "key": f"{name}|parent", "data": name})
     budgets = BUDGETS[name][:2] if options.quick else BUDGETS[name]
     cells = [steps.Named(name, b, seed, options.epochs) for b in budgets]
-    cells = [cell for cell in cells if cell.key(STEPS[-1]) not in done]
+    last = {b: "in rounds" if b in UNTRAINED else "fine-tuned" for b in budgets}
+    cells = [cell for cell in cells if cell.key(last[cell.budget]) not in done]
     if not cells:
         return
     p = parent(name, options.out)

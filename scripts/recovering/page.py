@@ -25,13 +25,13 @@ HEAD = """# What every step of a recovery brings
 `scripts/recovery` writes this page from `runs/recovery/results.jsonl`; no number here
 was typed by hand. Points of test accuracy lost against the parent, the mean over all
 four tasks (percent of labels; for numbers percent of variance explained), ± its spread
-over seeds, which draw the 512 calibration examples and the order of training. One
+over seeds, which draw the 1,000 calibration examples and the order of training. One
 parent per data set, trained to its plateau. *budget*: share of the trunk's parameters.
 
 - *cut*: channels of the default plan (joint scores) are gone, nothing else.
 - *compensated*: `cj.compensate` on the calibration examples; no labels, no training.
-- *in rounds*: `cutjax.recover.gradually`: scoring what is left, cutting at most a third
-  of it, compensating, and again; no training. Seconds are of all rounds so far.
+- *in rounds*: `cutjax.recover.gradually`: scoring what is left, cutting at most a
+  quarter of it, compensating, and again; no training. Seconds are of all rounds so far.
 - *distilled*: the better of both by validation data, then learns the parent's answers
   to the training images, without labels, tasks balanced by uncertainty.
 - *fine-tuned*: after that a tenth of the parent's training steps, with labels too;

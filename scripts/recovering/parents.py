@@ -13,6 +13,9 @@ BUDGETS = {
 }
 """Shares of the trunk's parameters. On the cards nothing is lost at larger ones."""
 
+UNTRAINED = (0.5,)
+"""Of these only what is done without training is looked at: training loses nothing."""
+
 CARDS = Recipe((32, 64, 128), 2, 6, 64, 4e-3, 86, blocks=2)
 RECIPE = {**RECIPES, "set_cards": CARDS}
 

@@ -1,0 +1,79 @@
+"""Steps that are compiled while those before them run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cutjax._jit import jit
+from cutjax.recover.ahead import AHEAD, ahead
+
+
+def steps_of(number: int):
+    return [lambda x, i=i: jnp.concatenate([x, x[:1] * i]) for i in range(number)]
+
+
+@pytest.mark.parametrize("number", [0, 1, AHEAD + 1, 3 * AHEAD])
+def test_steps_come_in_order_each_for_the_shapes_of_the_last(number):
+    x = want = jnp.arange(1.0, 3.0)
+    found = ahead(steps_of(number), (x,), lambda shapes: (shapes,))
+    for step, plain in zip(found, steps_of(number), strict=True):
+        x, want = step(x), plain(want)
+    np.testing.assert_array_equal(x, want)
+
+
+def test_nothing_is_traced_much_before_its_turn():
+    traced = []
+
+    def step(x, i=0):
+        traced.append(i)
+        return x
+
+    steps = [lambda x, i=i: step(x, i) for i in range(4 * AHEAD)]
+    found = ahead(steps, (jnp.ones(2),), lambda shapes: (shapes,))
+    next(found)
+    assert traced == list(range(AHEAD + 1))
+    found.close()
+
+
+def test_what_fails_while_tracing_says_so():
+    def broken(x):
+        raise ValueError("no such layer")
+
+    with pytest.raises(ValueError, match="no such layer"):
+        next(ahead([broken], (jnp.ones(2),), lambda shapes: (shapes,)))
+
+
+def test_settings_of_the_caller_hold():
+    """Tracing in another thread would lose what is set for this one."""
+    seen = []
+
+    def step(x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return x
+
+    with jax.default_matmul_precision("highest"):
+        next(ahead([step], (jnp.ones(2),), lambda shapes: (shapes,)))
+    assert seen == ["highest"]
+
+
+def options_of(monkeypatch, flags: str | None) -> dict:
+    seen = {}
+    if flags is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax, "jit", lambda fn, **options: seen.update(options))
+    jit(lambda x: x)
+    return seen.get("compiler_options", {})
+
+
+def test_a_program_of_ours_is_compiled_well_unless_the_user_says_how(monkeypatch):
+    with monkeypatch.context() as m:
+        assert options_of(m, None) == {"xla_cpu_experimental_ynn_fusion_type": ""}
+    with monkeypatch.context() as m:
+        assert options_of(m, "--xla_cpu_experimental_ynn_fusion_type=-reduce") == {}
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert float(jit(lambda x: x + 1)(1.0)) == 2.0
