@@ -13,6 +13,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from cutjax._adapter import Modules, Table, entry
+from cutjax._jit import jit
 from cutjax.errors import CutjaxError
 from cutjax.graph import Graph
 
@@ -31,12 +32,6 @@ class Suspects(NamedTuple):
     def unknown(self, module: Any) -> bool:
         """Whether a module is of a class that the table does not know."""
         return entry(type(module), self.table) is None
-
-
-def _once(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A program that runs once: compiling is what takes the time."""
-    quick = {"xla_backend_optimization_level": 0}
-    return jax.jit(fn, compiler_options=quick if jax.default_backend() == "cpu" else {})
 
 
 def prove(
@@ -60,9 +55,9 @@ def prove(
     Raises:
         CutjaxError: the new module fails, or answers something else.
     """
-    wanted = _once(want)(small, *inputs)
+    wanted = jit(want, quick=True)(small, *inputs)
     try:
-        answered = _once(got)(params, *inputs)
+        answered = jit(got, quick=True)(params, *inputs)
     except Exception as error:
         raise CutjaxError(_failure(suspects, error)) from error
     if not _equal(wanted, answered, _rounding(got, params, *inputs)):

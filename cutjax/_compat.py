@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
+import jaxlib
 from jax._src import source_info_util as _source
 from jax.extend.core import Literal as Literal
 
@@ -154,3 +155,10 @@ def varying_like(value: Any, other: Any) -> Any:
     """A constant that varies over the mesh axes of a `shard_map` as `other` does."""
     axes = tuple(jax.typeof(other).manual_axis_type.varying)
     return jax.lax.pcast(value, axes, to="varying") if axes else value
+
+
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
+"""Options for XLA on CPU to compile fast what runs once."""
+
+if jaxlib.__version__.startswith("0.10."):  # 0.12 no longer knows it
+    QUICK["xla_cpu_use_fusion_emitters"] = False

@@ -14,6 +14,8 @@ def ahead(
     steps: Sequence[Callable[..., Any]],
     first: tuple[Any, ...],
     following: Callable[[Any], tuple[Any, ...]],
+    *,
+    quick: bool = False,
 ) -> Iterator[Callable[..., Any]]:
     """Yield each step compiled, a few of the next ones compiling in the background.
 
@@ -26,6 +28,7 @@ def ahead(
         first: arguments of the first one, or their shapes.
         following: from the shapes of a step's results to the arguments of the next one,
             or their shapes.
+        quick: see `cutjax._jit.jit`.
 
     Yields:
         What is called like the step.
@@ -35,7 +38,7 @@ def ahead(
     try:
         args = first
         for step in steps:
-            lowered = jit(step).lower(*args)
+            lowered = jit(step, quick=quick).lower(*args)
             waiting.append(pool.submit(lowered.compile))
             args = following(lowered.out_info)
             if len(waiting) > AHEAD:

@@ -1,5 +1,6 @@
 """One walk over a program's readers: measured, refitted, written, one after another."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +21,14 @@ from cutjax.recover.lockstep import Pair, segment
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, measure, refitted
 from cutjax.recover.stops import Stop, stops_of
+from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
 
 WayOf = Callable[[Stop, int], Way]
+
+SMALL = 3e8
+"""Numbers made per reader, in all batches, below which programs are compiled quickly: a
+number costs some nanoseconds more, a segment most of a second less."""
 
 
 def recovered(
@@ -136,7 +142,15 @@ def _steps(
         steps,
         (pair, alive, None, at),
         lambda shapes: (pair, shapes[0], shapes[2].child, at),
+        quick=_small(job),
     )
+
+
+def _small(job: Job) -> bool:
+    """Whether all the data goes through faster than XLA optimises the program."""
+    made = (var for eqn in job.prog.frame.jaxpr.eqns for var in eqn.outvars)
+    numbers = sum(math.prod(shape_of(var)) for var in made)
+    return numbers * len(job.inputs) < SMALL * len(job.prog.frame.sites)
 
 
 def _tied(
@@ -155,7 +169,10 @@ def _tied(
 def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, Any]:
     """The refitted parameters, if their outputs are closer to the parent's."""
     frame, evaluator = job.prog.frame, job.prog.evaluator
-    run = jit(lambda leaves, x: evaluator.run(frame, [*leaves, *jax.tree.leaves(x)]))
+    run = jit(
+        lambda leaves, x: evaluator.run(frame, [*leaves, *jax.tree.leaves(x)]),
+        quick=_small(job),
+    )
     leaves = list(as_cut.values())
     whole = sum(_squares(p.parent for p in pairs) for pairs in done.outputs)
     after = _mean(sum(map(_wrong, done.outputs)), whole)

@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flax.serialization import msgpack_restore
 from studies import store
+from studies.parents import write
 from studies.real import NAMES, Absent, load
 
 import cutjax as cj
@@ -40,31 +43,53 @@ def arguments() -> argparse.Namespace:
 
 
 def one_seed(name: str, seed: int, options: argparse.Namespace, results: Path) -> None:
-    """All budgets of a data set, those left out whose last step is there."""
-    done = {row["key"] for row in store.read(results)}
+    """All budgets of a data set; what is there is left out."""
     try:
         load(name, options.out / "data")
     except Absent as absent:
         print(absent, file=sys.stderr)
         return
+    done = {row["key"] for row in store.read(results)}
+
+    def add(row: dict) -> None:
+        store.append(results, row)
+        print(row["key"], {t: round(v, 2) for t, v in row["test"].items()}, flush=True)
+
     if f"{name}|parent" not in done:
         row = steps.reference(name, options.out)
-        store.append(results, {**row, "key": f"{name}|parent", "data": name})
+        add({**row, "key": f"{name}|parent", "data": name})
     budgets = BUDGETS[name][:2] if options.quick else BUDGETS[name]
     cells = [steps.Named(name, b, seed, options.epochs) for b in budgets]
-    last = {b: "in rounds" if b in UNTRAINED else "fine-tuned" for b in budgets}
-    cells = [cell for cell in cells if cell.key(last[cell.budget]) not in done]
-    if not cells:
-        return
+    if not all(start_file(options.out, cell).exists() for cell in cells):
+        before_training(name, budgets, options.out, add)
     p = parent(name, options.out)
-    data = steps.calibration(p, seed)
-    scores = cj.saliency(p.apply, p.params, p.graph, p.losses, data, progress=False)
-    for budget, *gradual in steps.in_rounds(p, data, budgets):
-        for cell in (c for c in cells if c.budget == budget):
-            for row in steps.run(p, data, scores, tuple(gradual), cell):
+    for cell in cells:
+        if cell.budget not in UNTRAINED and cell.key("fine-tuned") not in done:
+            start = msgpack_restore(start_file(options.out, cell).read_bytes())
+            for row in steps.run(p, steps.Start(**start), cell):
                 if row["key"] not in done:
-                    store.append(results, row)
-                print(row["key"], {t: round(v, 2) for t, v in row["test"].items()})
+                    add(row)
+
+
+def start_file(out: Path, cell: steps.Named) -> Path:
+    """Where the cut that training starts from is kept."""
+    return out / "starts" / f"{cell.data}_{cell.budget:g}.msgpack"
+
+
+def before_training(
+    name: str, budgets: Sequence[float], out: Path, add: Callable[[dict], None]
+) -> None:
+    """All that needs no training and no seed; keeps the best by validation data."""
+    p = parent(name, out)
+    data = steps.calibration(p)
+    scores = cj.saliency(p.apply, p.params, p.graph, p.losses, data, progress=False)
+    for budget, *gradual in steps.in_rounds(p, data, tuple(budgets)):
+        cell = steps.Named(name, budget)
+        found = list(steps.untrained(p, data, scores, tuple(gradual), cell))
+        for row, _ in found:
+            add(row)
+        _, best = max(found, key=lambda pair: steps.mean(pair[0]["validation"]))
+        write(start_file(out, cell), best._asdict())
 
 
 if __name__ == "__main__":

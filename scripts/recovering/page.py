@@ -25,8 +25,9 @@ HEAD = """# What every step of a recovery brings
 `scripts/recovery` writes this page from `runs/recovery/results.jsonl`; no number here
 was typed by hand. Points of test accuracy lost against the parent, the mean over all
 four tasks (percent of labels; for numbers percent of variance explained), ± its spread
-over seeds, which draw the 1,000 calibration examples and the order of training. One
-parent per data set, trained to its plateau. *budget*: share of the trunk's parameters.
+over seeds, which draw the order of training and the examples of fine-tuning. One parent
+per data set, trained to its plateau. *budget*: share of the trunk's parameters. Without
+training nothing is drawn: the whole calibration split is used, 1,000 examples or more.
 
 - *cut*: channels of the default plan (joint scores) are gone, nothing else.
 - *compensated*: `cj.compensate` on the calibration examples; no labels, no training.

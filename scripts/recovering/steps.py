@@ -15,14 +15,14 @@ from cutjax.data import Split, batches, take
 from cutjax.metrics import accuracy
 from cutjax.recover import gradually
 from cutjax.recover.finetune import frozen
-from recovering.parents import RECIPE, UNTRAINED, parent
+from recovering.parents import RECIPE, parent
 
-CALIBRATION, BATCH = 1000, 125
+BATCH = 125
 FALL = 1.35
 """How much smaller a round leaves the trunk, at most."""
 EPOCHS = {
     "set_cards": {0.05: 4, 0.02: 6, 0.01: 6},
-    "morpho": {0.32: 20, 0.2: 26, 0.1: 40},
+    "morpho": {0.32: 18, 0.2: 22, 0.1: 28},
     "digits": {0.32: 4, 0.2: 5, 0.1: 8},
 }
 """Of distillation: what takes two cores at most two minutes."""
@@ -36,7 +36,7 @@ class Named(NamedTuple):
 
     data: str
     budget: float
-    seed: int
+    seed: int = 0
     epochs: int | None = None
 
     def key(self, step: str) -> str:
@@ -44,11 +44,16 @@ class Named(NamedTuple):
         return f"{self.data}|{self.budget:g}|{self.seed}|{step}"
 
 
-def calibration(p: Parent, seed: int) -> list[Any]:
-    """Batches of calibration examples drawn by a seed."""
-    split = p.data.calibration
-    rows = np.random.default_rng([7, seed]).permutation(len(split.x))[:CALIBRATION]
-    return list(batches(take(split, rows), BATCH))
+class Start(NamedTuple):
+    """Where training starts: what stays of the parent, and its parameters."""
+
+    keep: Any
+    params: Any
+
+
+def calibration(p: Parent) -> list[Any]:
+    """Batches of the whole calibration split."""
+    return list(batches(p.data.calibration, BATCH))
 
 
 def reference(name: str, root: Path) -> Row:
@@ -100,10 +105,10 @@ def in_rounds(p: Parent, data: list[Any], budgets: tuple[float, ...]) -> Iterato
         began = time.perf_counter()
 
 
-def run(
+def untrained(
     p: Parent, data: list[Any], scores: Any, gradual: tuple[Any, float], name: Named
-) -> Iterator[Row]:
-    """Rows in order: cut, compensated, in rounds, distilled, fine-tuned.
+) -> Iterator[tuple[Row, Start]]:
+    """Rows with what they are of: cut, compensated, in rounds.
 
     Args:
         p: the parent.
@@ -118,25 +123,25 @@ def run(
     )
     full = (p.apply, p.params, p.graph)
     apply, small = cj.cut(*full, keep)
-    yield row(p, name, "cut", (apply, small, info.cost), time.perf_counter() - began)
+    model, spent = (apply, small, info.cost), time.perf_counter() - began
+    yield row(p, name, "cut", model, spent), Start(keep, small)
     began = time.perf_counter()
     small, _ = cj.compensate(*full, keep, data, progress=False)
-    model = (apply, small, info.cost)
-    one = row(p, name, "compensated", model, time.perf_counter() - began)
-    yield one
-    last, seconds = gradual
-    other = (last.apply, last.params, last.cost)
-    more = row(p, name, "in rounds", other, seconds)
-    yield more
-    if name.budget in UNTRAINED:
-        return
-    # What goes on is chosen on validation data.
-    if mean(more["validation"]) >= mean(one["validation"]):
-        model, keep = other, last.keep
+    model, spent = (apply, small, info.cost), time.perf_counter() - began
+    yield row(p, name, "compensated", model, spent), Start(keep, small)
+    last, spent = gradual
+    model = last.apply, last.params, last.cost
+    yield row(p, name, "in rounds", model, spent), Start(last.keep, last.params)
+
+
+def run(p: Parent, start: Start, name: Named) -> Iterator[Row]:
+    """Rows in order: distilled, fine-tuned."""
+    apply, params = cj.shrink(p.apply, p.graph, start.keep), start.params
+    cost = p.graph.cost(start.keep)
     for step, labels in (("distilled", 0.0), ("fine-tuned", 1.0)):
         began = time.perf_counter()
-        apply, small, cost = model
-        model = apply, trained(p, model, keep, name, labels=labels), cost
+        params = trained(p, (apply, params, cost), start.keep, name, labels=labels)
+        model = (apply, params, cost)
         yield row(p, name, step, model, time.perf_counter() - began)
 
 
