@@ -47,15 +47,17 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
         number: which of them; one past the last goes on to the program's outputs.
 
     Returns:
-        `f(params, alive, kernel) -> (alive, seen)`: `params` a pair of lists, `alive`
+        `f(params, alive, kernel) -> (made, seen)`: `params` a pair of lists, `alive`
         pairs of values by number, `kernel` the child's new kernel at the reader before
-        (None at the start). After the last reader `seen` are pairs of outputs.
+        (None at the start). `made` are those pairs needed later that were not whole in
+        `alive`: what only passes through would be copied; see `passing`. After the last
+        reader `seen` are pairs of outputs.
     """
     eqns = prog.frame.jaxpr.eqns
     last = number == len(stops)
     start = stops[number - 1].index if number else 0
     stop = len(eqns) if last else stops[number].index
-    after = [] if last else _alive(prog, stops[number:])
+    after = _alive(prog, stops[number:])
 
     def run(params: Pair, alive: Mapping[int, Pair], kernel: Any) -> tuple:
         parent = _env(prog, params.parent, alive, 0)
@@ -75,12 +77,32 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
         if last:
             return {}, _outputs(prog, parent, child)
         ids = prog.numbers
-        left = {ids[v]: Pair(parent.get(v), child.get(v)) for v in after}
+        new = [v for v in after if None in alive.get(ids[v], (None,))]
+        made = {ids[v]: Pair(parent.get(v), child.get(v)) for v in new}
         (out,) = eqns[stop].outvars
-        left[ids[out]] = Pair(parent[out], None)
-        return left, _seen(prog, stops[number], parent, child)
+        made[ids[out]] = Pair(parent[out], None)
+        return made, _seen(prog, stops[number], parent, child)
 
     return run
+
+
+def passing(
+    prog: Program, stops: Sequence[Stop], number: int
+) -> Callable[[Mapping[int, Pair]], dict[int, Pair]]:
+    """What of the values alive passes through the step up to reader `number`.
+
+    Args:
+        prog: the program.
+        stops: all readers, in order.
+        number: of the step.
+
+    Returns:
+        `f(alive) -> alive`, of values or of their shapes.
+    """
+    after = {prog.numbers[v] for v in _alive(prog, stops[number:])}
+    return lambda alive: {
+        i: pair for i, pair in alive.items() if i in after and None not in pair
+    }
 
 
 def _outputs(prog: Program, parent: Mapping, child: Mapping) -> list[Pair]:
@@ -149,6 +171,8 @@ def _env(
 
 def _alive(prog: Program, stops: Sequence[Stop]) -> list[Any]:
     """Variables made before the first of these readers and needed from it on."""
+    if not stops:
+        return []
     jaxpr, stop = prog.frame.jaxpr, stops[0].index
     fixed = set(jaxpr.invars[: len(prog.paths)]) | set(jaxpr.constvars)
     before = {v for eqn in jaxpr.eqns[:stop] for v in eqn.outvars} | set(jaxpr.invars)

@@ -3,6 +3,7 @@
 `blocks` of independent problems are solved side by side: rows [g, p, f] @ W [g, f, m].
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -111,19 +112,25 @@ class Solution(NamedTuple):
 
 
 def solve(
-    m: Moments, prior: Blocks, damping: float, *, intercept: bool = False
+    m: Moments,
+    prior: Blocks,
+    damping: float,
+    *,
+    intercept: bool = False,
+    strict: bool = False,
 ) -> Solution:
     """The W (and c) that minimise |b W + c - y|^2 + lambda |W - prior|^2.
 
     lambda is `damping` times the mean square of the features (their variance, where
-    there is an intercept). Without one, c is zero.
+    there is an intercept). Without one, c is zero. `strict` refuses what is singular
+    but for rounding, which else takes a decomposition of twenty times the time.
     """
     m = m if intercept else about_zero(m)
     f = m.gram.shape[-1]
     ridge = damping * np.maximum(np.trace(m.gram, axis1=1, axis2=2) / f, 1e-12)
     left = m.gram + ridge[:, None, None] * np.eye(f)
     right = m.cross + ridge[:, None, None] * prior
-    kernel = _solved(left, right)
+    kernel = _solved(left, right, strict=strict)
     return Solution(kernel, shift(m, kernel))
 
 
@@ -140,7 +147,9 @@ def rescaled(m: Moments, prior: Blocks, *, intercept: bool = False) -> Solution:
     return Solution(kernel, shift(m, kernel))
 
 
-def _solved(left: Float[np.ndarray, "g f f"], right: Blocks) -> Blocks:
+def _solved(
+    left: Float[np.ndarray, "g f f"], right: Blocks, *, strict: bool = False
+) -> Blocks:
     if len(left) > 1:
         return np.linalg.solve(left, right)
     try:
@@ -148,6 +157,8 @@ def _solved(left: Float[np.ndarray, "g f f"], right: Blocks) -> Blocks:
         factor = scipy.linalg.cho_factor(left[0], check_finite=False)
         return scipy.linalg.cho_solve(factor, right[0], check_finite=False)[None]
     except np.linalg.LinAlgError:
+        if strict:
+            raise
         return np.linalg.lstsq(left[0], right[0], rcond=None)[0][None]
 
 
@@ -197,15 +208,16 @@ def error_rows(rows: Rows, fit: Solution) -> float:
     return float(np.sum(wrong**2) / max(np.sum(np.square(rows.made)), 1e-30))
 
 
-def chosen(loss: Callable[[float], float]) -> float:
-    """The damping of the least loss, by going up or down from 1e-3 while that helps."""
-    at = DAMPINGS.index(1e-3)
-    best, down = loss(DAMPINGS[at]), loss(DAMPINGS[at - 1])
-    step = -1 if down < best else 1
-    if step < 0:
-        at, best = at - 1, down
-    while 0 <= at + step < len(DAMPINGS):
-        if (other := loss(DAMPINGS[at + step])) >= best:
-            break
-        at, best = at + step, other
-    return DAMPINGS[at]
+def chosen(loss: Callable[[float], float], least: float = 0.0) -> float:
+    """The damping of the least loss, by going down or up from 1e-3 while that helps.
+
+    Args:
+        loss: of a damping.
+        least: less is not tried.
+    """
+    tried = [damping for damping in DAMPINGS if damping >= least]
+    at, seen = tried.index(1e-3), functools.cache(loss)
+    for step in (-1, 1):
+        while 0 <= at + step < len(tried) and seen(tried[at + step]) < seen(tried[at]):
+            at += step
+    return tried[at]

@@ -21,6 +21,9 @@ from cutjax.recover.rows import (
 )
 from cutjax.recover.stops import Stop
 
+FEW = 1e-3
+"""The least damping where there are fewer rows than features."""
+
 JUDGES = 64
 """Of the channels that a reader makes, how many its damping is chosen by."""
 
@@ -163,12 +166,12 @@ def refitted(
     solve, error = _solvers(way, prior, intercept=intercept)
     whole = joined(found.fitting, found.aside)
     count = int(whole.read.shape[1] if isinstance(whole, normal.Rows) else whole.count)
+    least = FEW if count < prior.shape[1] and way.name != "scale" else 0.0
     if way.name == "scale":
         damping = 0.0
     if damping is None:
-        damping = _chosen(way, found, prior, intercept=intercept)
-    if count < prior.shape[1] and way.name != "scale":
-        damping = max(damping, 1e-3)
+        damping = _chosen(way, found, prior, least, intercept=intercept)
+    damping = max(damping, least)
     fit = solve(whole, damping)
     as_cut = Solution(prior, 0 * fit.shift)
     before, after = error(whole, as_cut), error(whole, fit)
@@ -180,8 +183,10 @@ def refitted(
     return kernel, fit.shift if intercept else None, facts
 
 
-def _chosen(way: Way, found: Found, prior: Any, *, intercept: bool) -> float:
-    """The damping that is best for what was held out."""
+def _chosen(
+    way: Way, found: Found, prior: Any, least: float, *, intercept: bool
+) -> float:
+    """The damping that is best for what was held out; not less than `least`."""
     fitting, aside = found.fitting, found.aside
     if aside is None:
         return 1e-3
@@ -189,12 +194,19 @@ def _chosen(way: Way, found: Found, prior: Any, *, intercept: bool) -> float:
         # A few of what a wide reader makes tell as much about it.
         aside, _ = normal.some_targets(aside, prior, JUDGES)
         fitting, prior = normal.some_targets(fitting, prior, JUDGES)
-    solve, error = _solvers(way, prior, intercept=intercept)
-    return normal.chosen(lambda damping: error(aside, solve(fitting, damping)))
+    solve, error = _solvers(way, prior, intercept=intercept, strict=True)
+
+    def loss(damping: float) -> float:
+        try:
+            return error(aside, solve(fitting, damping))
+        except np.linalg.LinAlgError:
+            return math.inf
+
+    return normal.chosen(loss, least)
 
 
 def _solvers(
-    way: Way, prior: Any, *, intercept: bool
+    way: Way, prior: Any, *, intercept: bool, strict: bool = False
 ) -> tuple[Callable[..., Solution], Callable[..., float]]:
     """How a fit is made of what was measured, given a damping, and its error."""
     if way.name == "rows":
@@ -206,7 +218,7 @@ def _solvers(
     def solve(data: Moments, damping: float) -> Solution:
         if way.name == "scale":
             return normal.rescaled(data, prior, intercept=intercept)
-        return normal.solve(data, prior, damping, intercept=intercept)
+        return normal.solve(data, prior, damping, intercept=intercept, strict=strict)
 
     return solve, lambda data, fit: normal.error(data, fit, intercept=intercept)
 

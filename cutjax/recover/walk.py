@@ -17,7 +17,7 @@ from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal
 from cutjax.recover.ahead import ahead
-from cutjax.recover.lockstep import Pair, segment
+from cutjax.recover.lockstep import Pair, passing, segment
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, measure, refitted
 from cutjax.recover.stops import Stop, stops_of
@@ -107,10 +107,11 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     tied: dict[int, tuple[Stop, Found, Pair]] = {}
     steps = _steps(job, stops, child, alive[0])
     bar = tqdm(stops, desc=job.label, disable=not job.progress, leave=False)
-    for stop, step in zip(bar, steps, strict=False):
+    for number, (stop, step) in enumerate(zip(bar, steps, strict=False)):
         way = job.ways[stop.index]
         pair = Pair(job.parent, list(child.values()))
-        alive, found, kernels = _stream(step, stop, pair, alive, kernel)
+        passes = passing(job.prog, stops, number)
+        alive, found, kernels = _stream(step, stop, pair, alive, kernel, passes)
         if stop.tied is not None:
             before = tied[stop.tied][1] if stop.tied in tied else Found()
             tied[stop.tied] = stop, before.joined(found), kernels
@@ -138,10 +139,16 @@ def _steps(
     if job.spread:
         return map(jit, steps)
     pair, at = Pair(job.parent, list(child.values())), np.int32(0)
+    number = iter(range(len(steps)))
+
+    def following(args: tuple[Any, ...], shapes: Any) -> tuple[Any, ...]:
+        passes = passing(job.prog, stops, next(number))
+        return pair, {**passes(args[1]), **shapes[0]}, shapes[2].child, at
+
     return ahead(
         steps,
         (pair, alive, None, at),
-        lambda shapes: (pair, shapes[0], shapes[2].child, at),
+        following,
         quick=_small(job),
     )
 
@@ -245,7 +252,7 @@ def _measured(run: Callable, measured: Callable | None) -> Callable:
 
 
 def _stream(
-    step: Callable, stop: Stop, params: Pair, alive: list, kernel: Any
+    step: Callable, stop: Stop, params: Pair, alive: list, kernel: Any, passes: Callable
 ) -> tuple[list, Found, Any]:
     """Take every batch through a segment; what was alive before it is let go."""
     after, found = [], Found()
@@ -257,10 +264,9 @@ def _stream(
     while alive:
         at = len(after)
         values = alive.pop(0)
-        left, part, kernels = step(
-            params, values, kernel, np.int32(rng.integers(1 << 30))
-        )
-        after.append(left)
+        start = np.int32(rng.integers(1 << 30))
+        made, part, kernels = step(params, values, kernel, start)
+        after.append({**passes(values), **made})
         if not normal.sound(part):
             raise DataError(
                 f"what the reader of {stop.path!r} sees is NaN or infinite, in batch "

@@ -167,17 +167,23 @@ class Job:
 def main(out: Path) -> None:
     """What is missing: all networks with the first seed, then with the next."""
     data = images.load(out)
+    found: dict[str, list[Run]] = {}
     for seed, name in itertools.product(SEEDS, NETS):
         job = Job(name, data, Book(out / "results.jsonl", name, "ours"))
         parent(job)
-        screen(job, FIRST)
-        method = best(job, FIRST)
-        blank = Run(method, FIRST, "", MIDDLE, STATISTICS[0], 0)
-        ways = [way(job, blank._replace(loss=loss)) for loss in LOSSES]
+        if name not in found:
+            found[name] = found.get(job.spec.like or "") or ways(job)
         for factor in protocol.FACTORS:
-            start(job, method, factor, seed)
-            for run in ways:
+            start(job, found[name][0].method, factor, seed)
+            for run in found[name]:
                 final(job, run._replace(factor=factor, seed=seed))
+
+
+def ways(job: Job) -> list[Run]:
+    """The method, and for each loss how it is trained, chosen on validation."""
+    screen(job, FIRST)
+    blank = Run(best(job, FIRST), FIRST, "", MIDDLE, STATISTICS[0], 0)
+    return [way(job, blank._replace(loss=loss)) for loss in LOSSES]
 
 
 def write_answers(out: Path, data: images.Images) -> None:

@@ -94,7 +94,12 @@ def _head(parents: dict[tuple[str, str], Row]) -> str:
 def _tried() -> str:
     said = []
     for net, spec in NETS.items():
-        each = (f"{spec.tried[side]} of {name}" for side, name in SIDES.items())
+        each = (
+            f"{spec.tried[side]} of {label}"
+            if side in spec.tried
+            else f"{label} as on {spec.like}"
+            for side, label in SIDES.items()
+        )
         said.append(f"{net} {', '.join(each)}")
     return "; ".join(said)
 

@@ -32,18 +32,20 @@ class Net(NamedTuple):
 
     `steps`: of fine-tuning. `tried`: of how many criteria each side fine-tunes the best
     variant, to choose; more for Torch-Pruning, which has more of them, and whose order
-    before fine-tuning says little about that after it.
+    before fine-tuning says little about that after it. `like`: the network on which
+    cutjax's method, rates and statistics are chosen, if not on this one.
     """
 
     file: str
     blocks: int
     steps: int
     tried: dict[str, int]
+    like: str | None = None
 
 
 NETS = {
     "resnet20": Net("resnet20-12fca82f.npz", 3, 200, {"ours": 2, "theirs": 4}),
-    "resnet56": Net("resnet56-4bfd9763.npz", 9, 100, {"ours": 1, "theirs": 3}),
+    "resnet56": Net("resnet56-4bfd9763.npz", 9, 100, {"theirs": 3}, "resnet20"),
 }
 
 
