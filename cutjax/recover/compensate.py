@@ -5,7 +5,8 @@ b is what the child reads, already corrected upstream, and y what it should make
 the parent makes, and in a residual block also what the child's skip lacks. The reader
 gets the kernel, and where there is a bias the shift, that minimise
 |b W' + c - y|^2 + lambda |W' - W|^2, where W is the kernel as cut: with little data it
-stays what it was.
+stays what it was. Of queries and keys that lose a part of their width the later ones
+get a target that makes up for it, see `products`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
