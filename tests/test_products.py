@@ -48,6 +48,12 @@ def rotated(p: Any, x: jax.Array) -> dict[str, jax.Array]:
     return answers(p, q * turn, k * turn, v)
 
 
+def shared(p: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """Keys are the queries: what changes one changes both."""
+    q, v = (jnp.einsum("btd,dhw->bthw", x, p[n]) for n in ("q", "v"))
+    return answers(p, q, q, v)
+
+
 def by_hand(seed: int = 0) -> dict[str, Any]:
     """Parameters whose last two query widths are made of the others."""
     p = {n: normal(seed + i, MODEL, HEADS, WIDTH) for i, n in enumerate("qkv")}
@@ -100,6 +106,16 @@ def test_heads_go_too():
     assert apart(net, p, keep, x) < 1e-3
 
 
+def values_at(prog: Any, stop: int, p: Any, x: jax.Array) -> dict[Any, Any]:
+    """Of the parent, up to a reader."""
+    jaxpr = prog.frame.jaxpr
+    env = dict(zip(jaxpr.invars, [*jax.tree.leaves(p), x], strict=True))
+    for eqn in jaxpr.eqns[: stop + 1]:
+        outs = bind(eqn, [read(env, a) for a in eqn.invars], eqn.params)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return env
+
+
 def test_what_is_wanted_is_the_least_squares_answer():
     p, x = by_hand(), jnp.asarray(DATA)
     p["q"] = normal(30, MODEL, HEADS, WIDTH)  # nothing can be rebuilt exactly
@@ -108,11 +124,7 @@ def test_what_is_wanted_is_the_least_squares_answer():
     prog = program(separate, graph, keep, (x,))
     readers = [i for i in sorted(prog.frame.sites) if inner_of(prog, i)]
     (stop,) = readers
-    frame, values = prog.frame, list(jax.tree.leaves(p))
-    env = dict(zip(frame.jaxpr.invars, [*values, x], strict=True))
-    for eqn in frame.jaxpr.eqns[: stop + 1]:
-        outs = bind(eqn, [read(env, a) for a in eqn.invars], eqn.params)
-        env.update(zip(eqn.outvars, outs, strict=True))
+    env = values_at(prog, stop, p, x)
     got = np.asarray(wanted(prog, inner_of(prog, stop), env, stop)) + p["k_bias"]
     q = np.einsum("btd,dhw->hbtw", x, p["q"]).reshape(HEADS, -1, WIDTH)
     k = np.einsum("btd,dhw->hbtw", x, p["k"]) + p["k_bias"][:, None, None]
@@ -121,6 +133,18 @@ def test_what_is_wanted_is_the_least_squares_answer():
         best, *_ = np.linalg.lstsq(q[head][:, : WIDTH - 2], scores, rcond=None)
         found = got[:, :, head, : WIDTH - 2].reshape(-1, WIDTH - 2)
         np.testing.assert_allclose(found, best.T, atol=2e-2)
+
+
+def test_keys_that_are_queries_stay_as_they_are():
+    p, x = by_hand(), jnp.asarray(DATA)
+    p = {n: p[n] for n in ("q", "v", "out")}
+    prog = program(shared, graph := cj.trace(shared, p, x), keep_of(graph), (x,))
+    (stop,) = [i for i in prog.frame.sites if inner_of(prog, i)]
+    env = values_at(prog, stop, p, x)
+    (out,) = prog.frame.jaxpr.eqns[stop].outvars
+    np.testing.assert_array_equal(
+        wanted(prog, inner_of(prog, stop), env, stop), env[out]
+    )
 
 
 def test_where_nothing_can_be_made_up_for_it_is_left_alone():

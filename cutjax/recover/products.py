@@ -28,12 +28,11 @@ RIDGE = 1e-4
 class Inner(NamedTuple):
     """A product that a reader's result enters, over an axis of which a part goes.
 
-    `path`: equations from the reader to it. `index`: of the product; `at`: which of its
-    operands the reader makes. `stays`: what stays of the axis. `heads`: batch axes of
-    the product that channels lie along; over all others one M serves.
+    `index`: of its equation; `at`: which of its operands the reader makes. `stays`:
+    what stays of the axis. `heads`: batch axes of the product that channels lie along;
+    over all others one M serves.
     """
 
-    path: tuple[int, ...]
     index: int
     at: int
     stays: Bool[np.ndarray, " width"]
@@ -49,7 +48,7 @@ def inner_of(prog: Program, stop: int) -> Inner | None:
         prog: the program.
         stop: equation of the reader.
     """
-    for path, index, at in _products(prog, stop):
+    for index, at in _products(prog, stop):
         eqn = prog.frame.jaxpr.eqns[index]
         contracted, batch = eqn.params["dimension_numbers"]
         before = needs(prog, [eqn.invars[1 - at]])
@@ -62,23 +61,23 @@ def inner_of(prog: Program, stop: int) -> Inner | None:
         if stays.any() and not stays.all():
             channels = _channels(prog)
             heads = (any(v in channels for v in leaf_vars(dims[a])) for a in batch[at])
-            return Inner(path, index, at, stays, tuple(heads))
+            return Inner(index, at, stays, tuple(heads))
     return None
 
 
-def _products(prog: Program, stop: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+def _products(prog: Program, stop: int) -> Iterator[tuple[int, int]]:
     """Products of data that a result enters, moved, scaled as a whole, shifted."""
     eqns = prog.frame.jaxpr.eqns
-    todo: list[tuple[Any, tuple[int, ...]]] = [(eqns[stop].outvars[0], ())]
+    todo = list(eqns[stop].outvars)
     while todo:
-        var, path = todo.pop()
+        var = todo.pop()
         for index in (i for i in prog.users.get(var, ()) if i >= 0):
             eqn = eqns[index]
             at = eqn.invars.index(var)
             if eqn.primitive is DOT and prog.frame.read(eqn.invars[1 - at]).data:
-                yield path, index, at
+                yield index, at
             elif eqn.primitive in MOVES or _affine(prog, eqn, at):
-                todo += [(out, (*path, index)) for out in eqn.outvars]
+                todo += eqn.outvars
 
 
 def _affine(prog: Program, eqn: Any, at: int) -> bool:
@@ -109,28 +108,28 @@ def wanted(
     """
     eqns = prog.frame.jaxpr.eqns
     (out,), eqn = eqns[stop].outvars, eqns[inner.index]
+    path = needs(prog, eqn.invars, known=parent)
 
-    env = _evaluated(prog, parent, needs(prog, eqn.invars, known=parent))
+    def operands(made: Any) -> tuple[Any, Any]:
+        env = {**parent, out: made}
+        for index in path:
+            args = [read(env, atom) for atom in eqns[index].invars]
+            outs = bind(eqns[index], args, eqns[index].params)
+            env.update(zip(eqns[index].outvars, outs, strict=True))
+        return env[eqn.invars[inner.at]], env[eqn.invars[1 - inner.at]]
 
-    def operand(made: Any) -> Any:
-        return _evaluated(prog, {**env, out: made}, inner.path)[eqn.invars[inner.at]]
-
+    # The operand is a moved, scaled and shifted part of what is made: f^T f has the
+    # square of the factor on its diagonal, and zeros where nothing is taken.
     made = parent[out]
-    mine, back = jax.vjp(operand, made)
-    _, factor = jax.jvp(operand, (made,), (jnp.ones_like(made),))
-    other = env[eqn.invars[1 - inner.at]]
+    (mine, other), back = jax.vjp(operands, made)
+    _, (factor, _) = jax.jvp(operands, (made,), (jnp.ones_like(made),))
     change = _change(inner, eqn.params["dimension_numbers"], mine, other)
-    (moved,), (square,) = back(change.astype(mine.dtype)), back(factor)
-    return made + jnp.where(square > 0, moved / jnp.where(square > 0, square, 1), 0)
-
-
-def _evaluated(prog: Program, env: Mapping[Any, Any], path: Any) -> dict[Any, Any]:
-    env = {**env}
-    for index in path:
-        eqn = prog.frame.jaxpr.eqns[index]
-        outs = bind(eqn, [read(env, atom) for atom in eqn.invars], eqn.params)
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return env
+    (moved,) = back((change.astype(mine.dtype), jnp.zeros_like(other)))
+    (square,) = back((factor, jnp.zeros_like(other)))
+    (shared,) = back((jnp.zeros_like(mine), jnp.ones_like(other)))
+    # Channels that serve both sides, as where keys are queries, stay as they are.
+    own = (square > 0) & (shared == 0)
+    return made + jnp.where(own, moved / jnp.where(own, square, 1), 0)
 
 
 def _change(
