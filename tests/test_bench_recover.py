@@ -2,8 +2,8 @@
 
     pytest tests/test_bench_recover.py -m slow --benchmark-enable -s  # 4 min, two cores
 
-512 images of 224x224, half of every group's channels cut, beside what one forward pass
-of both networks over the same images takes. Limit of issue 5: 60 s on two cores. Without
+512 images of 224x224, half of all channels cut, beside what one forward pass of both
+networks over the same images takes. Limit of issue 5: 60 s on two cores. Without
 `--benchmark-enable` 8 images are enough to see that it runs.
 """
 
