@@ -2,7 +2,7 @@
 
 On CPU they are compiled without YNNPACK's fusions. By default one global pool pulls the
 convolutions before it into a single slow loop: gradients of the small residual networks
-of scripts/recovery took 1.6 and 2.4 times as long (jax 0.10.2, two cores).
+of scripts/recovery took 1.8 and 2.6 times as long (jax 0.10.2, two AVX2 cores).
 """
 
 import os
@@ -22,7 +22,7 @@ def jit(fn: Callable[..., Any], *, quick: bool = False, **options: Any) -> Any:
     Args:
         fn: the function.
         quick: it runs so seldom that compiling is what takes the time: optimise little.
-            (Eleven segments of a small network: 5 s instead of 60 on a busy core.)
+            (To score and refit a small network, 64 programs: 5 s, not 60; one busy core.)
         **options: of `jax.jit`.
 
     Returns:

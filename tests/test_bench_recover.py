@@ -33,7 +33,7 @@ def clock(apply: Any, params: Any, batches: list[Any]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:compensate")  # the classifier has few rows
+@pytest.mark.filterwarnings("ignore:.*pass more calibration data")
 def test_calibration_of_a_resnet_50(request: Any) -> None:
     images = 512 if request.config.getoption("--benchmark-enable") else 8
     net = large.resnet(3, 4, 6, 3)

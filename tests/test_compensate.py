@@ -535,3 +535,20 @@ def test_a_block_of_which_nothing_is_left_needs_no_fit():
     paths = [fit.path for fit in fits]
     assert len(paths) > 10 and not {p for p in paths if "Basic_1/" in p}
     assert all(fit.after <= fit.before + 1e-6 for fit in fits)
+
+
+def test_outputs_that_are_no_numbers_are_not_compared():
+    def apply(p: Any, x: Any) -> dict[str, Any]:
+        y = jax.nn.relu(x @ p["a"]) @ p["b"]
+        return {"task": y, "sure": y > 0, "best": jnp.argmax(y, -1)}
+
+    p = {"a": normal(1, 5, 8), "b": normal(2, 8, 3)}
+    x = normal(3, 64, 5)
+    graph = cj.trace(apply, p, x)
+    keep = {"a:1": off(8, 1, 4)}
+    small, _ = cj.compensate(apply, p, graph, keep, [x], progress=False)
+    plain = cj.cut_params(p, graph, keep)
+    fn = cj.shrink(apply, graph, keep)
+    want = outputs(apply, p, x)["task"]
+    wrong = [np.sum((outputs(fn, w, x)["task"] - want) ** 2) for w in (small, plain)]
+    assert wrong[0] < wrong[1]

@@ -13,7 +13,7 @@ AHEAD, THREADS = 6, 2
 def ahead(
     steps: Sequence[Callable[..., Any]],
     first: tuple[Any, ...],
-    following: Callable[[tuple[Any, ...], Any], tuple[Any, ...]],
+    following: Callable[[int, tuple[Any, ...], Any], tuple[Any, ...]],
     *,
     quick: bool = False,
 ) -> Iterator[Callable[..., Any]]:
@@ -26,8 +26,8 @@ def ahead(
     Args:
         steps: functions, to be called in order.
         first: arguments of the first one, or their shapes.
-        following: from a step's arguments and the shapes of its results to the
-            arguments of the next one, or their shapes.
+        following: from a step's number, its arguments and the shapes of its results to
+            the arguments of the next one, or their shapes.
         quick: see `cutjax._jit.jit`.
 
     Yields:
@@ -37,10 +37,10 @@ def ahead(
     pool = ThreadPoolExecutor(THREADS)
     try:
         args = first
-        for step in steps:
+        for number, step in enumerate(steps):
             lowered = jit(step, quick=quick).lower(*args)
             waiting.append(pool.submit(lowered.compile))
-            args = following(args, lowered.out_info)
+            args = following(number, args, lowered.out_info)
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:

@@ -105,13 +105,15 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     alive = [_start(job.prog, x) for x in job.inputs]
     kernel, fits = None, []
     tied: dict[int, tuple[Stop, Found, Pair]] = {}
-    steps = _steps(job, stops, child, alive[0])
+    passes = [passing(job.prog, stops, n) for n in range(len(stops) + 1)]
+    steps = _steps(job, stops, child, alive[0], passes)
     bar = tqdm(stops, desc=job.label, disable=not job.progress, leave=False)
     for number, (stop, step) in enumerate(zip(bar, steps, strict=False)):
         way = job.ways[stop.index]
         pair = Pair(job.parent, list(child.values()))
-        passes = passing(job.prog, stops, number)
-        alive, found, kernels = _stream(step, stop, pair, alive, kernel, passes)
+        alive, found, kernels = _stream(
+            *(step, stop, pair, alive, kernel, passes[number])
+        )
         if stop.tied is not None:
             before = tied[stop.tied][1] if stop.tied in tied else Found()
             tied[stop.tied] = stop, before.joined(found), kernels
@@ -128,7 +130,11 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
 
 
 def _steps(
-    job: Job, stops: Sequence[Stop], child: Mapping[str, Any], alive: Mapping
+    job: Job,
+    stops: Sequence[Stop],
+    child: Mapping[str, Any],
+    alive: Mapping,
+    passes: Sequence[Callable],
 ) -> Iterator[Callable[..., Any]]:
     """A compiled step per reader, and one to the end."""
     measures = [measure(stop, job.ways[stop.index]) for stop in stops]
@@ -139,18 +145,11 @@ def _steps(
     if job.spread:
         return map(jit, steps)
     pair, at = Pair(job.parent, list(child.values())), np.int32(0)
-    number = iter(range(len(steps)))
 
-    def following(args: tuple[Any, ...], shapes: Any) -> tuple[Any, ...]:
-        passes = passing(job.prog, stops, next(number))
-        return pair, {**passes(args[1]), **shapes[0]}, shapes[2].child, at
+    def following(number: int, args: tuple[Any, ...], shapes: Any) -> tuple[Any, ...]:
+        return pair, {**passes[number](args[1]), **shapes[0]}, shapes[2].child, at
 
-    return ahead(
-        steps,
-        (pair, alive, None, at),
-        following,
-        quick=_small(job),
-    )
+    return ahead(steps, (pair, alive, None, at), following, quick=_small(job))
 
 
 def _small(job: Job) -> bool:
@@ -181,7 +180,7 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
         quick=_small(job),
     )
     leaves = list(as_cut.values())
-    whole = sum(_squares(p.parent for p in pairs) for pairs in done.outputs)
+    whole = sum(_squares(_numbers(pairs, 0)) for pairs in done.outputs)
     after = _mean(sum(map(_wrong, done.outputs)), whole)
     wrong = 0 * np.asarray(whole)
     for x, pairs in zip(job.inputs, done.outputs, strict=True):
@@ -199,15 +198,18 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
     return dict(as_cut)
 
 
-def _squares(values: Iterable[Any]) -> Float[np.ndarray, " outputs"]:
-    """Sums of squares of those that are numbers."""
-    found = [np.asarray(v) for v in values]
-    floats = [v for v in found if jnp.issubdtype(v.dtype, jnp.floating)]
-    return np.array([np.sum(np.square(v, dtype=float)) for v in floats])
+def _numbers(pairs: Sequence[Pair], side: int) -> list[np.ndarray]:
+    """One side's floating outputs, in double precision; indices, masks are left out."""
+    floats = [p for p in pairs if jnp.issubdtype(p.parent.dtype, jnp.floating)]
+    return [np.asarray(p[side], np.float64) for p in floats]
+
+
+def _squares(values: Iterable[np.ndarray]) -> Float[np.ndarray, " outputs"]:
+    return np.array([np.sum(np.square(v)) for v in values], np.float64)
 
 
 def _wrong(pairs: Sequence[Pair]) -> Float[np.ndarray, " outputs"]:
-    return _squares(np.asarray(p.child) - np.asarray(p.parent) for p in pairs)
+    return _squares(map(np.subtract, _numbers(pairs, 1), _numbers(pairs, 0)))
 
 
 def _mean(wrong: Any, whole: Any) -> float:

@@ -52,7 +52,9 @@ def one_seed(name: str, seed: int, options: argparse.Namespace, results: Path) -
     done = {row["key"] for row in store.read(results)}
 
     def add(row: dict) -> None:
-        store.append(results, row)
+        # What a kill interrupted is done again, but not written twice.
+        if row["key"] not in done:
+            store.append(results, row)
         print(row["key"], {t: round(v, 2) for t, v in row["test"].items()}, flush=True)
 
     if f"{name}|parent" not in done:
@@ -67,8 +69,7 @@ def one_seed(name: str, seed: int, options: argparse.Namespace, results: Path) -
         if cell.budget not in UNTRAINED and cell.key("fine-tuned") not in done:
             start = msgpack_restore(start_file(options.out, cell).read_bytes())
             for row in steps.run(p, steps.Start(**start), cell):
-                if row["key"] not in done:
-                    add(row)
+                add(row)
 
 
 def start_file(out: Path, cell: steps.Named) -> Path:

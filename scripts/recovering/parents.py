@@ -14,7 +14,7 @@ BUDGETS = {
 """Shares of the trunk's parameters. On the cards nothing is lost at larger ones."""
 
 UNTRAINED = (0.5,)
-"""Of these only what is done without training is looked at: training loses nothing."""
+"""Of these only what is done without training is looked at: no goal asks for more."""
 
 CARDS = Recipe((32, 64, 128), 2, 6, 64, 4e-3, 86, blocks=2)
 RECIPE = {**RECIPES, "set_cards": CARDS}

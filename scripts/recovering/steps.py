@@ -25,7 +25,7 @@ EPOCHS = {
     "morpho": {0.32: 18, 0.2: 22, 0.1: 28},
     "digits": {0.32: 4, 0.2: 5, 0.1: 8},
 }
-"""Of distillation: what takes two cores at most two minutes."""
+"""Of distillation: meant to take two quiet cores two minutes; never timed on such."""
 RATE = 2e-2
 
 Row = dict[str, Any]
