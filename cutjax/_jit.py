@@ -21,8 +21,8 @@ def jit(fn: Callable[..., Any], *, quick: bool = False, **options: Any) -> Any:
 
     Args:
         fn: the function.
-        quick: it runs so seldom that compiling is what takes the time: optimise little.
-            (To score and refit a small network, 64 programs: 5 s, not 60; one busy core.)
+        quick: it runs so seldom that compiling takes the time: optimise little.
+            (Scoring and refitting a small network: 5 s, not 60, on a busy core.)
         **options: of `jax.jit`.
 
     Returns:

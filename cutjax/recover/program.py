@@ -12,6 +12,7 @@ from cutjax._compat import Literal, primitive
 from cutjax.graph import Graph
 from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
 from cutjax.rules.base import Value
+from cutjax.unify import Var
 from cutjax.walk import Frame, Walker
 
 SAME = frozenset(map(primitive, ("convert_element_type", "copy", "reduce_precision")))
@@ -28,6 +29,7 @@ class Program(NamedTuple):
     `paths`: its parameters, the first inputs. `numbers`: a number per variable, by
     which values alive are kept. `users`: equations that read a variable, -1 for an
     output. `origins`: the parameter that a variable is a moved copy of, or a part of.
+    `groups`: the dimension of each group.
     """
 
     frame: Frame
@@ -36,6 +38,7 @@ class Program(NamedTuple):
     numbers: Mapping[Any, int]
     users: Mapping[Any, tuple[int, ...]]
     origins: Mapping[Any, int]
+    groups: Mapping[str, Var]
 
     def reader(self, index: int) -> Reader:
         """The reader at an equation."""
@@ -78,7 +81,9 @@ def program(
     numbers = {var: i for i, var in enumerate(frame.values)}
     evaluator = Evaluator(kept_of(table, keep))
     paths = tuple(graph.shapes)
-    return Program(frame, evaluator, paths, numbers, _users(frame), _origins(frame))
+    return Program(
+        *(frame, evaluator, paths, numbers, _users(frame), _origins(frame), table)
+    )
 
 
 def _users(frame: Frame) -> dict[Any, tuple[int, ...]]:

@@ -87,17 +87,18 @@ def main(out: Path) -> None:
     """What is missing: all networks with the first seed, then with the next."""
     torch.set_num_threads(1)  # the other side has the other core
     data = images.load(out)
+    found: dict[str, dict[str, float]] = {}
     for seed, name in itertools.product(SEEDS, NETS):
         job = Job(name, data, Book(out / "results.jsonl", name, "theirs"))
         same_parent(job, out / f"answers_{name}.npz")
         screen(job, FIRST)
         method = best(job, FIRST)
-        rates = {loss: rate(job, method, FIRST, loss) for loss in LOSSES[:2]}
-        rates["both"] = rates["distil"]
+        if name not in found:
+            found[name] = found.get(job.spec.like or "") or rates(job, method)
         for factor in protocol.FACTORS:
             start(job, method, factor, seed)
             for loss in LOSSES:
-                final(job, Run(method, factor, loss, rates[loss], seed))
+                final(job, Run(method, factor, loss, found[name][loss], seed))
 
 
 def same_parent(job: Job, path: Path) -> None:
@@ -144,9 +145,14 @@ def best(job: Job, factor: float) -> Method:
     return max(tried, key=lambda m: tuned(job, Run(m, factor, "labels", MIDDLE, 0)))
 
 
-def rate(job: Job, method: Method, factor: float, loss: str) -> float:
-    """The learning rate that is best on validation."""
-    return climb(lambda rate: tuned(job, Run(method, factor, loss, rate, 0)))
+def rates(job: Job, method: Method) -> dict[str, float]:
+    """For each loss, the learning rate that is best on validation."""
+
+    def best(loss: str) -> float:
+        return climb(lambda rate: tuned(job, Run(method, FIRST, loss, rate, 0)))
+
+    found = {loss: best(loss) for loss in LOSSES[:2]}
+    return found | {"both": found["distil"]}
 
 
 def start(job: Job, method: Method, factor: float, seed: int) -> None:
