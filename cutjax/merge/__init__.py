@@ -1,0 +1,24 @@
+"""Many networks into one: alignment, shared and own channels, merged parameters."""
+
+from cutjax.merge.align import align as align, align_all as align_all
+from cutjax.merge.cabs import cabs as cabs, cabs_masks as cabs_masks
+from cutjax.merge.merged import (
+    Merged as Merged,
+    average as average,
+    train_apply as train_apply,
+)
+from cutjax.merge.network import Network as Network
+from cutjax.merge.permute import permute as permute
+from cutjax.merge.refit import least_squares as least_squares, regmean as regmean
+from cutjax.merge.scales import best_scale as best_scale
+from cutjax.merge.sharing import (
+    DROPPED as DROPPED,
+    OWN as OWN,
+    Sharing as Sharing,
+    from_permutations as from_permutations,
+    own_widths as own_widths,
+    shared_widths as shared_widths,
+    until as until,
+)
+from cutjax.merge.ties import ties as ties
+from cutjax.merge.vectors import arithmetic as arithmetic, vectors as vectors

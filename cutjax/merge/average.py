@@ -1,0 +1,186 @@
+"""Merged parameters as means: of the weights, over what went into each channel.
+
+A shared channel is the mean of the channels that went into it. Whoever reads one that
+several channels of a network went into reads it once for each of them: merging by M,
+unmerging by its transpose of zeros and ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cutjax.dims import kept, leaves
+from cutjax.errors import KeepError
+from cutjax.merge.join import MIXING, Joint, Parts, at_width
+from cutjax.merge.network import Network, Networks
+from cutjax.merge.sharing import Sharing
+from cutjax.merge.slots import Slots, slots_of, summed
+from cutjax.readers import channel_axes
+from cutjax.recover.program import Program, needs, positions, terminals
+from cutjax.recover.rows import is_matrix
+from cutjax.shrink import narrowed
+
+
+def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
+    """The parameters of a merged network, by averaging.
+
+    Args:
+        networks: by name.
+        sharing: of their channels.
+        job: their merged architecture.
+
+    Raises:
+        KeepError: a parameter that is read in two ways has several channels of one
+            network in a shared one.
+    """
+    roles = read_axes(next(iter(job.own.values())))
+    slots = {name: slots_of(sharing, name) for name in networks}
+    _check_uses(job, networks, slots)
+    shared = {
+        path: mean_of(networks, slots, path, roles.get(path, ()), job)
+        for path in used(job.shared, job.trunk)
+    }
+    own, reads = {}, {}
+    for name, net in networks.items():
+        prog, held = job.own[name], net.leaves
+        wanted = needs(prog, prog.frame.jaxpr.outvars)
+        paths = used(prog, wanted)
+        cut = {p: narrowed(held[p], net.graph.axes[p], job.keeps[name]) for p in paths}
+        own[name] = {p: leaf for p, leaf in cut.items() if leaf.size}
+        mixed = [i for i in wanted if job.ways[name].get(i) == MIXING]
+        reads[name] = {
+            path: _reading(net, slots[name], path, roles[path], job, name)
+            for path in dict.fromkeys(kernel_of(prog, i) for i in mixed)
+        }
+    return Parts(shared, own, reads)
+
+
+def used(prog: Program, indices: Sequence[int]) -> list[str]:
+    """The parameters that some equations read."""
+    numbers = {
+        var: i for i, var in enumerate(prog.frame.jaxpr.invars[: len(prog.paths)])
+    }
+    eqns = prog.frame.jaxpr.eqns
+    found = {numbers[a] for i in indices for a in eqns[i].invars if _is_in(a, numbers)}
+    return [prog.paths[i] for i in sorted(found)]
+
+
+def _is_in(atom: Any, numbers: Mapping[Any, int]) -> bool:
+    return not hasattr(atom, "val") and atom in numbers
+
+
+def kernel_of(prog: Program, index: int) -> str:
+    """The parameter that a reader reads."""
+    site = prog.frame.sites[index]
+    return prog.paths[prog.origins[prog.frame.jaxpr.eqns[index].invars[1 - site.at]]]
+
+
+def read_axes(prog: Program) -> dict[str, tuple[int, ...]]:
+    """By parameter, the axes along which it reads channels, wherever it does."""
+    found: dict[str, tuple[int, ...]] = {}
+    for index in sorted(prog.frame.sites):
+        reader = prog.reader(index)
+        kernel = reader.eqn.invars[1 - reader.site.at] if is_matrix(reader) else None
+        if kernel is not None and kernel in prog.origins:
+            path, axes = kernel_of(prog, index), _read_along(prog, index)
+            found[path] = tuple(sorted({*found.get(path, ()), *axes}))
+    return found
+
+
+def _check_uses(job: Joint, networks: Networks, slots: Mapping[str, Slots]) -> None:
+    """Check that what is read in one place and used in another is shared one to one."""
+    prog, graph = job.shared, next(iter(networks.values())).graph
+    for path in used(prog, job.trunk):
+        number = prog.paths.index(path)
+        uses = terminals(prog, number)
+        ways = {_read_along(prog, i) if _reads(prog, i, number) else () for i in uses}
+        groups = {leaf.name for axis in graph.axes[path] for leaf in leaves(axis)}
+        torn = [
+            group
+            for group in groups & {*job.common}
+            if any(not _one_to_one(found[group]) for found in slots.values())
+        ]
+        if len(ways) > 1 and torn:
+            raise KeepError(
+                f"{path!r} is used in several ways; so {torn[0]!r} can only be shared "
+                "one to one and whole; or give each use a parameter of its own"
+            )
+
+
+def _reads(prog: Program, index: int, number: int) -> bool:
+    if index < 0 or index not in prog.frame.sites or not is_matrix(prog.reader(index)):
+        return False
+    site = prog.frame.sites[index]
+    kernel = prog.frame.jaxpr.eqns[index].invars[1 - site.at]
+    return prog.origins.get(kernel) == number
+
+
+def _one_to_one(slots: np.ndarray) -> bool:
+    return bool((slots >= 0).all()) and len(np.unique(slots)) == len(slots)
+
+
+def _read_along(prog: Program, index: int) -> tuple[int, ...]:
+    reader = prog.reader(index)
+    kernel = reader.eqn.invars[1 - reader.site.at]
+    param = prog.frame.jaxpr.invars[prog.origins[kernel]]
+    axes = channel_axes(reader, 1 - reader.site.at)
+    if kernel is param:
+        return tuple(axes)
+    shape = param.aval.shape
+    where = np.unravel_index(full_positions(prog, kernel), shape)
+    return tuple(a for a, at in enumerate(where) if any(_varies(at, b) for b in axes))
+
+
+def full_positions(prog: Program, var: Any) -> np.ndarray:
+    """`positions` at full size."""
+    shape = prog.frame.jaxpr.invars[prog.origins[var]].aval.shape
+    return positions(at_width(prog, {}), var, shape)
+
+
+def _varies(at: np.ndarray, axis: int) -> bool:
+    return bool((at != np.take(at, [0], axis)).any())
+
+
+def mean_of(
+    networks: Networks,
+    slots: Mapping[str, Slots],
+    path: str,
+    read: tuple[int, ...],
+    job: Joint,
+) -> Any:
+    """A parameter of the shared side.
+
+    Args:
+        networks: by name.
+        slots: where the channels of each go.
+        path: of the parameter.
+        read: the axes along which it is read: those are added up, not averaged.
+        job: the merged architecture.
+    """
+    total, weight = 0.0, 0.0
+    first = next(iter(networks.values()))
+    for name, net in networks.items():
+        axes, leaf = net.graph.axes[path], net.leaves[path]
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return narrowed(first.leaves[path], first.graph.axes[path], job.common)
+        values, ones = np.asarray(leaf, np.float32), np.ones(leaf.shape, np.float32)
+        along, made = range(leaf.ndim), [a for a in range(leaf.ndim) if a not in read]
+        total = total + summed(values, axes, slots[name], along)
+        weight = weight + summed(ones, axes, slots[name], made)
+    mean = total / np.maximum(weight, 1)
+    cut = narrowed(mean, first.graph.axes[path], job.common)
+    return jnp.asarray(cut, first.leaves[path].dtype)
+
+
+def _reading(
+    net: Network, slots: Slots, path: str, read: tuple[int, ...], job: Joint, name: str
+) -> Any:
+    """The part of a kernel from shared channels to a network's own."""
+    axes, leaf = net.graph.axes[path], net.leaves[path]
+    whole = summed(np.asarray(leaf, np.float32), axes, slots, read)
+    for i, axis in enumerate(axes):
+        stays = kept(axis, job.common if i in read else job.keeps[name])
+        whole = np.take(whole, np.flatnonzero(stays), i)
+    return jnp.asarray(whole, leaf.dtype)

@@ -1,0 +1,336 @@
+"""The merged function: shared channels run once, each network's own beside them.
+
+What is shared reads what is shared; a network's own channels read both. Every equation
+of the architecture is evaluated at the shared width and, for each network, at the width
+of its own channels; where a kernel mixes channels, the own side gets the shared side's
+operand as well. Channels of the others are never read, so that a subset of the tasks
+runs the shared channels and its own: the rest is dead code.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from cutjax._compat import bind, primitive, scope_of, user_line
+from cutjax.errors import KeepError, MismatchError
+from cutjax.merge.network import Networks
+from cutjax.merge.sharing import Sharing
+from cutjax.merge.slots import own_keep, shared_keep
+from cutjax.readers import channel_axes, is_conv
+from cutjax.recover.program import SAME, Program, needs, program, read
+from cutjax.recover.rows import is_matrix
+from cutjax.resize import Evaluator, Reader, kept_of
+from cutjax.unify import PRODUCT, Var, find, leaf_vars, parts_of
+
+TRANSPOSE = primitive("transpose")
+
+MIXING, ALONE, TAKEN = "mixing", "alone", "taken"
+"""How a network's side gets the result of an equation: from both operands, from its
+own, or as it is on the shared side."""
+
+
+class Joint(NamedTuple):
+    """The architecture at the shared width, and at each network's own.
+
+    `ways`: by network, how each equation that reads channels is evaluated. `trunk`: the
+    equations that the shared side needs.
+    """
+
+    shared: Program
+    own: Mapping[str, Program]
+    keeps: Mapping[str, Mapping[str, np.ndarray]]
+    common: Mapping[str, np.ndarray]
+    ways: Mapping[str, Mapping[int, str]]
+    trunk: Sequence[int]
+
+    def mixes(self, network: str, index: int) -> bool:
+        """Whether a network's reader reads shared channels as well as its own."""
+        return self.ways[network].get(index) == MIXING
+
+
+def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
+    """Infer a merged architecture.
+
+    Args:
+        networks: alike, see `network.check_alike`.
+        sharing: of their channels.
+        inputs: one batch, or its shapes.
+
+    Raises:
+        KeepError: channels are shared in part where something other than a kernel sums
+            over them.
+        MismatchError: the functions do not do the same.
+    """
+    first = next(iter(networks.values()))
+    common = shared_keep(first.graph, sharing)
+    keeps = {n: own_keep(net.graph, sharing, n) for n, net in networks.items()}
+    # Networks of one function and graph are one program at several widths.
+    found = {(id(net.apply), id(net.graph)): net for net in networks.values()}
+    whole = {
+        key: program(net.apply, net.graph, {}, inputs) for key, net in found.items()
+    }
+    of = {n: whole[id(net.apply), id(net.graph)] for n, net in networks.items()}
+    own = {name: at_width(prog, keeps[name]) for name, prog in of.items()}
+    shared = at_width(next(iter(of.values())), common)
+    for name, prog in own.items():
+        _same_program(shared, prog, (next(iter(networks)), name))
+    free = {group.name for group in first.graph.free}
+    ways = {
+        name: {i: _way(shared, prog, i, free) for i in prog.frame.sites}
+        for name, prog in own.items()
+    }
+    return Joint(shared, own, keeps, common, ways, _trunk(shared, own, ways))
+
+
+def at_width(prog: Program, keep: Mapping[str, np.ndarray]) -> Program:
+    """A program at other widths."""
+    return prog._replace(evaluator=Evaluator(kept_of(prog.groups, keep)))
+
+
+def _same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
+    if a.frame is b.frame:
+        return
+    one, other = a.frame.jaxpr.eqns, b.frame.jaxpr.eqns
+    for x, y in zip(one, other, strict=False):
+        if x.primitive is not y.primitive:
+            raise MismatchError(
+                f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
+                f"`{x.primitive}` at {user_line(x.source_info)} against "
+                f"`{y.primitive}` at {user_line(y.source_info)}"
+            )
+    if len(one) != len(other):
+        raise MismatchError(
+            f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
+            f"{len(one)} operations against {len(other)}"
+        )
+
+
+def _way(shared: Program, own: Program, index: int, free: set[str]) -> str:
+    """How a network's side evaluates an equation that sums over channels."""
+    reader = own.reader(index)
+    found = _groups(own, reader.site.inner, free)
+    split = [n for n in found if _width(shared, n) and _width(own, n)]
+    whole = [n for n in found if _width(shared, n) and n not in split]
+    if not split and not whole:
+        return ALONE
+    if is_matrix(reader) and _plain_kernel(own, reader):
+        if split and not _one_axis(own, reader, free):
+            raise _refused(reader, found, "two groups are merged in one contraction")
+        return MIXING
+    made = {n for v in reader.outs for n in _groups(own, v.dims, free)}
+    if not split and any(_width(own, n) == 0 for n in made):
+        return ALONE  # nothing of it is the network's own
+    if not split and not made:
+        return TAKEN
+    raise _refused(reader, [*split, *whole], "no kernel mixes them here")
+
+
+def _plain_kernel(prog: Program, reader: Reader) -> bool:
+    """Whether the kernel is a parameter as it stands, of one group."""
+    if reader.eqn.invars[1 - reader.site.at] not in prog.origins:
+        return False
+    return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
+
+
+def _refused(reader: Reader, names: Sequence[str], why: str) -> KeepError:
+    return KeepError(
+        f"{', '.join(map(repr, names))} cannot be shared in part: {why}\n"
+        f"  at {user_line(reader.eqn.source_info)}\n"
+        "  try: share all of these groups, or none of them and of what they enter"
+    )
+
+
+def _groups(prog: Program, dims: Sequence[Var], free: set[str]) -> list[str]:
+    found = [prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)]
+    return list(dict.fromkeys(name for name in found if name in free))
+
+
+def _width(prog: Program, name: str) -> int:
+    return prog.evaluator.k.count(prog.groups[name])
+
+
+def _one_axis(prog: Program, reader: Reader, free: set[str]) -> bool:
+    """Whether the channels that are contracted lie in one axis, end to end."""
+    dims = reader.ins[reader.site.at].dims
+    axes = channel_axes(reader, reader.site.at)
+    held = [dims[axis] for axis in axes if _groups(prog, [dims[axis]], free)]
+    return len(held) == 1 and not _multiplied(prog, held[0], free)
+
+
+def _multiplied(prog: Program, var: Var, free: set[str]) -> bool:
+    """Whether two groups are merged in an axis, heads and their width say."""
+    root = find(var)
+    if root.form is None:
+        return False
+    parts = parts_of(root)
+    several = sum(bool(_groups(prog, [part], free)) for part in parts) > 1
+    return (several and root.form == PRODUCT) or any(
+        _multiplied(prog, part, free) for part in parts
+    )
+
+
+def _trunk(
+    shared: Program, own: Mapping[str, Program], ways: Mapping[str, Mapping[int, str]]
+) -> list[int]:
+    """The equations of the shared side that some network reads."""
+    atoms = []
+    for name, prog in own.items():
+        wanted = needs(prog, prog.frame.jaxpr.outvars)
+        for index in wanted:
+            eqn = shared.frame.jaxpr.eqns[index]
+            if ways[name].get(index) == MIXING:
+                atoms.append(eqn.invars[prog.frame.sites[index].at])
+            elif ways[name].get(index) == TAKEN:
+                atoms += eqn.outvars
+    return needs(shared, atoms)
+
+
+class Parts(NamedTuple):
+    """Merged parameters by path: shared, each network's own, and what reads the shared.
+
+    `reads`: of the kernels of a network, the part from shared channels to its own.
+    """
+
+    shared: Mapping[str, Any]
+    own: Mapping[str, Mapping[str, Any]]
+    reads: Mapping[str, Mapping[str, Any]]
+
+
+def evaluate(
+    job: Joint, parts: Parts, inputs: Sequence[Any], names: Sequence[str]
+) -> tuple[dict[Any, Any], dict[str, list[Any]]]:
+    """Values of the shared side, and the outputs of each network.
+
+    Args:
+        job: the merged architecture.
+        parts: its parameters.
+        inputs: leaves of the inputs.
+        names: of the networks to run.
+    """
+    shared = start(job.shared, parts.shared, inputs)
+    for index in job.trunk:
+        step(job.shared, index, shared)
+    outs = {}
+    for name in names:
+        prog = job.own[name]
+        env = start(prog, parts.own[name], inputs)
+        for index in needs(prog, prog.frame.jaxpr.outvars):
+            own_step(job, name, index, env, shared, parts.reads[name])
+        outs[name] = [read(env, atom) for atom in prog.frame.jaxpr.outvars]
+    return shared, outs
+
+
+def start(
+    prog: Program, leaves: Mapping[str, Any], inputs: Sequence[Any]
+) -> dict[Any, Any]:
+    """Parameters, inputs and constants; of what is not there nothing is left."""
+    frame, k = prog.frame, prog.evaluator.k
+    env = {}
+    for path, var in zip(prog.paths, frame.jaxpr.invars, strict=False):
+        size = tuple(k.count(d) for d in frame.values[var].dims)
+        if path in leaves:
+            env[var] = leaves[path]
+        elif 0 in size:
+            env[var] = jnp.zeros(size, var.aval.dtype)
+    env.update(zip(frame.jaxpr.invars[len(prog.paths) :], inputs, strict=True))
+    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
+        env[var] = prog.evaluator.cut_const(const, frame.values[var])
+    return env
+
+
+def step(prog: Program, index: int, env: dict[Any, Any]) -> None:
+    """One equation on one side."""
+    eqn = prog.frame.jaxpr.eqns[index]
+    with scope_of(eqn):
+        args = [read(env, atom) for atom in eqn.invars]
+        outs = prog.evaluator.step(prog.frame, index, eqn, args)
+    env.update(zip(eqn.outvars, outs, strict=True))
+
+
+def own_step(
+    job: Joint,
+    name: str,
+    index: int,
+    env: dict[Any, Any],
+    shared: Mapping[Any, Any],
+    reads: Mapping[str, Any],
+) -> None:
+    """One equation on a network's side, which may read the shared one."""
+    prog, way = job.own[name], job.ways[name].get(index, ALONE)
+    eqn = prog.frame.jaxpr.eqns[index]
+    other = job.shared.frame.jaxpr.eqns[index]
+    if way == TAKEN:
+        env.update(
+            (v, shared[w]) for v, w in zip(eqn.outvars, other.outvars, strict=True)
+        )
+    elif way == ALONE:
+        step(prog, index, env)
+    else:
+        args = operands(job, name, index, env, shared, reads)
+        with scope_of(eqn):
+            outs = bind(eqn, args, eqn.params)
+        env.update(zip(eqn.outvars, outs, strict=True))
+
+
+def operands(
+    job: Joint,
+    name: str,
+    index: int,
+    env: Mapping[Any, Any],
+    shared: Mapping[Any, Any],
+    reads: Mapping[str, Any],
+) -> list[Any]:
+    """Data and kernel of a network's reader, shared channels first."""
+    prog = job.own[name]
+    reader, at = prog.reader(index), prog.frame.sites[index].at
+    data, kernel = reader.eqn.invars[at], reader.eqn.invars[1 - at]
+    both = job.shared.frame.jaxpr.eqns[index].invars[at]
+    path = prog.paths[prog.origins[kernel]]
+    sides = [(shared[both], moved(job, name, index, reads[path]))]
+    if 0 not in env[data].shape and 0 not in env[kernel].shape:
+        sides.append((env[data], read(env, kernel)))
+    axes = [channel_axes(reader, operand) for operand in (at, 1 - at)]
+    if len(sides) == 1:
+        found = sides[0]
+    else:
+        held = _held(prog, reader, axes[0])
+        found = [
+            jnp.concatenate(values, axis[held])
+            for values, axis in zip(zip(*sides, strict=True), axes, strict=True)
+        ]
+    return list(found) if at == 0 else list(found)[::-1]
+
+
+def _held(prog: Program, reader: Reader, axes: Sequence[int]) -> int:
+    """Which of the contracted axes is cut."""
+    k, dims = prog.evaluator.k, reader.ins[reader.site.at].dims
+    cut = [i for i, axis in enumerate(axes) if k.count(dims[axis]) != dims[axis].size]
+    return cut[0]
+
+
+def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:
+    """The kernel from shared channels to a network's own, as the function moves it."""
+    prog = job.own[name]
+    reader = prog.reader(index)
+    kernel = reader.eqn.invars[1 - reader.site.at]
+    env = {prog.frame.jaxpr.invars[prog.origins[kernel]]: leaf}
+    inner, made = (
+        {prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)}
+        for dims in (reader.site.inner, reader.outs[0].dims)
+    )
+    keep = {n: mask for n, mask in job.keeps[name].items() if n not in inner}
+    keep |= {n: mask for n, mask in job.common.items() if n in inner}
+    evaluator = Evaluator(kept_of(prog.groups, keep))
+    for at in needs(prog, [kernel], known=env):
+        eqn = prog.frame.jaxpr.eqns[at]
+        args = [read(env, atom) for atom in eqn.invars]
+        if eqn.primitive in (*SAME, TRANSPOSE):
+            outs = bind(eqn, args, eqn.params)
+        elif both := inner & made & {*job.common}:
+            raise _refused(reader, sorted(both), "the kernel reads and makes it")
+        else:
+            outs = evaluator.step(prog.frame, at, eqn, args)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return env[kernel]

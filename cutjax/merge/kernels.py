@@ -1,0 +1,135 @@
+"""What a refitted kernel is fitted to and by, and where it is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cutjax.errors import DataError
+from cutjax.readers import is_conv
+from cutjax.recover import normal
+from cutjax.recover.follow import bias_of, reach_of
+from cutjax.recover.normal import Moments
+from cutjax.recover.program import Program, terminals
+from cutjax.recover.rows import Sample, features_of, made_axes, rows_of
+from cutjax.resize import Reader
+
+Env = dict[Any, Any]
+
+measure = jax.jit(normal.moments)
+
+
+def by_members(
+    found: Mapping[str, list[Moments]],
+    members: Mapping[str, np.ndarray],
+    prior: np.ndarray,
+    damping: float | None,
+    intercept: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One fit for all channels that the same networks went into."""
+    kernel, shift = prior.copy(), np.zeros((prior.shape[0], prior.shape[2]))
+    inside = np.stack([members[name].all(0) for name in found])
+    for pattern in np.unique(inside.T, axis=0):
+        at = np.flatnonzero((inside.T == pattern).all(1))
+        names = [name for name, there in zip(found, pattern, strict=True) if there]
+        if names:
+            parts = [_columns(m, at) for name in names for m in found[name]]
+            fit = fitted(parts, prior[..., at], damping, intercept)
+            kernel[..., at], shift[:, at] = fit.kernel, fit.shift
+    return kernel, shift
+
+
+def _columns(m: Moments, at: np.ndarray) -> Moments:
+    made, cross, square = (np.asarray(v)[..., at] for v in (m.made, m.cross, m.square))
+    return m._replace(made=made, cross=cross, square=square)
+
+
+def fitted(
+    parts: Sequence[Moments], prior: np.ndarray, damping: float | None, intercept: bool
+) -> normal.Solution:
+    """Least squares on the moments of some batches; every fourth one judges."""
+    if damping is None and len(parts) > 3:
+        fit, aside = (
+            normal.merged([m for i, m in enumerate(parts) if (i % 4 == 3) == held])
+            for held in (False, True)
+        )
+        damping = normal.chosen(
+            lambda d: normal.error(
+                aside,
+                normal.solve(fit, prior, d, intercept=intercept),
+                intercept=intercept,
+            )
+        )
+    whole = normal.merged(parts)
+    return normal.solve(whole, prior, damping or 1e-3, intercept=intercept)
+
+
+def sound(m: Moments, path: str) -> Moments:
+    """Moments on the host, checked for NaN."""
+    if not normal.sound(m):
+        raise DataError(
+            f"what the reader of {path!r} reads or should make is NaN or infinite; "
+            "look for NaN in the inputs or the parameters"
+        )
+    return jax.tree.map(np.asarray, m)
+
+
+def sample_of(
+    reader: Reader, kernel: Any, batches: int, rows: int, seed: int
+) -> Sample:
+    """Evenly spread rows, as many as suffice."""
+    spare = rows_of(reader) * batches / (rows * max(features_of(reader, kernel), 1))
+    if is_conv(reader):
+        spare = spare ** (1 / max(kernel.ndim - 2, 1))
+    step = max(int(spare), 1)
+    return Sample(step, int(np.random.default_rng(seed).integers(step)))
+
+
+def bias_at(
+    prog: Program, index: int, kernel: Any, leaves: Mapping[str, Any]
+) -> tuple[str, np.ndarray, int] | None:
+    """What shifts a reader's result and nothing else: path, positions, sign."""
+    reach, shapes = reach_of(prog, index), {p: np.shape(v) for p, v in leaves.items()}
+    if reach.bias is None:
+        return None
+    var, sign = reach.bias
+    number = prog.origins[var]
+    if prog.paths[number] not in leaves or len(terminals(prog, number)) != 1:
+        return None
+    found = bias_of(prog, reach, made_axes(prog.reader(index), kernel), shapes)
+    return found and (*found, sign)
+
+
+def shifted(
+    prog: Program, index: int, leaves: dict[str, Any], bias: Any, shift: np.ndarray
+) -> dict[str, Any]:
+    """Parameters with the bias moved by a shift of the reader's result."""
+    if bias is None:
+        return leaves
+    path, where, sign = bias
+    leaf = np.array(leaves[path])
+    leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
+    return {**leaves, path: jnp.asarray(leaf)}
+
+
+def put(leaf: Any, where: np.ndarray, values: Any) -> Any:
+    """A parameter with new values at some flat positions."""
+    new = np.array(leaf)
+    new.reshape(-1)[np.asarray(where).ravel()] = np.asarray(values, new.dtype).ravel()
+    return jnp.asarray(new)
+
+
+def renew(prog: Program, env: Env, leaves: Mapping[str, Any], paths: Any) -> None:
+    """New parameters among the values; what was made of the old ones is forgotten."""
+    numbers = {prog.paths.index(path) for path in paths if path in leaves}
+    for var in [v for v, n in prog.origins.items() if n in numbers]:
+        env.pop(var, None)
+    for number in numbers:
+        env[prog.frame.jaxpr.invars[number]] = leaves[prog.paths[number]]
+
+
+def kernel_atom(prog: Program, index: int) -> Any:
+    """The operand of a reader that is its kernel."""
+    return prog.frame.jaxpr.eqns[index].invars[1 - prog.frame.sites[index].at]

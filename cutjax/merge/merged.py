@@ -1,0 +1,202 @@
+"""Several networks as one: an ordinary function of an ordinary pytree."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from cutjax.merge.average import averaged
+from cutjax.merge.join import Parts, evaluate, joint
+from cutjax.merge.network import Network, Networks, check_alike
+from cutjax.merge.sharing import Sharing, check
+from cutjax.mirror import mirrored, path_name
+from cutjax.recover.program import needs
+
+SHARED, OWN, READS = "shared", "own", "reads"
+
+
+class Merged(NamedTuple):
+    """A merged network.
+
+    `apply(params, *inputs) -> {task: output}`: a task per network, or per task of a
+    network that has several. `params[collection]["shared"]` are the channels that all
+    read, `["own"][network]` those of one network, `["reads"][network]` the part of its
+    kernels from the shared channels to its own.
+    """
+
+    apply: Callable[..., dict[str, Any]]
+    params: dict[str, Any]
+
+
+def average(
+    networks: Networks, sharing: Sharing, inputs: Sequence[Any] | Any
+) -> Merged:
+    """One network whose channels are shared as told, with averaged parameters.
+
+    Any subset of the tasks (`select`, or `cut(..., tasks=...)`) runs the shared
+    channels and those of its own networks, nothing else. What is shared reads only what
+    is shared: what the networks' own channels fed into it is gone, so train afterwards
+    (or see `least_squares`), unless everything up to there is shared.
+
+    Args:
+        networks: by name, alike.
+        sharing: for each group and network, where its channels go; see
+            `Sharing`, and `from_permutations` for those that `align_all` finds.
+        inputs: one batch of inputs, or its shapes.
+
+    Returns:
+        The function and its parameters.
+
+    Raises:
+        MismatchError: the networks are not of one architecture.
+        KeepError: the sharing does not fit, or cannot be.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, cutjax as cj
+        >>> apply = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))}
+        >>> x = jnp.ones((1, 2))
+        >>> net = cj.merge.Network(apply, w, cj.trace(apply, w, x))
+        >>> merged = cj.merge.average({"one": net, "two": net}, {}, x)
+        >>> {task: y.tolist() for task, y in merged.apply(merged.params, x).items()}
+        {'one': [[6.0]], 'two': [[6.0]]}
+    """
+    check_alike(networks)
+    first = next(iter(networks.values()))
+    check(first.graph, tuple(networks), sharing)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    job = joint(networks, sharing, given)
+    params = packed(averaged(networks, sharing, job))
+    return Merged(merged_apply(networks, sharing), params)
+
+
+def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str, Any]]:
+    """The merged function, `apply(params, *inputs) -> {task: output}`.
+
+    Args:
+        networks: by name; only their functions and graphs are used.
+        sharing: of their channels.
+    """
+
+    def apply(params: Any, *inputs: Any) -> dict[str, Any]:
+        job = joint(networks, sharing, inputs)
+        leaves = jax.tree.leaves(inputs)
+        _, outs = evaluate(job, unpacked(params, networks), leaves, tuple(networks))
+        found = {}
+        for name, net in networks.items():
+            found |= answers(name, restored(net, inputs, outs[name]))
+        return found
+
+    return apply
+
+
+def train_apply(
+    networks: Networks, sharing: Sharing
+) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
+    """The merged function in train mode, for `recalibrate` and for training.
+
+    Args:
+        networks: by name; here `apply` is `train_apply(params, *inputs) -> (outputs,
+            updates)`, where updates mirror parameters, such as new running statistics.
+        sharing: of their channels.
+
+    Returns:
+        `train_apply(params, *inputs) -> ({task: output}, updates)` of the merged
+        parameters; the statistics of shared channels are one for all.
+    """
+
+    def apply(params: Any, *inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        job, parts = joint(networks, sharing, inputs), unpacked(params, networks)
+        first = next(iter(networks.values()))
+        mirrors = _mirrors(first, inputs)
+        outvars = job.shared.frame.jaxpr.outvars
+        held = {i: path for i, path in mirrors.items() if path in parts.shared}
+        more = needs(job.shared, [outvars[i] for i in held])
+        job = job._replace(trunk=sorted({*job.trunk, *more}))
+        leaves = jax.tree.leaves(inputs)
+        shared, outs = evaluate(job, parts, leaves, tuple(networks))
+        found: dict[str, Any] = {}
+        for name, net in networks.items():
+            found |= answers(name, restored(net, inputs, outs[name])[0])
+            for i, path in mirrors.items():
+                if path in parts.own[name]:
+                    parts.own[name][path] = outs[name][i]  # type: ignore[index]
+        new = {path: shared[outvars[i]] for i, path in held.items()}
+        tree = packed(parts._replace(shared={**parts.shared, **new}))
+        changed = {path.partition("/")[0] for path in mirrors.values()}
+        return found, {name: tree[name] for name in changed if name in tree}
+
+    return apply
+
+
+def _mirrors(net: Network, inputs: Sequence[Any]) -> dict[int, str]:
+    """Which flat outputs are new values of which parameters."""
+    shapes = {path: s.shape for path, s in net.graph.shapes.items()}
+    params = jax.tree.unflatten(net.graph.treedef, list(net.graph.shapes.values()))
+    found = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(net.apply, params, *inputs)
+    )[0]
+    named = [mirrored(path_name(p), leaf.shape, shapes) for p, leaf in found]
+    return {i: path for i, path in enumerate(named) if path is not None}
+
+
+def restored(net: Network, inputs: Sequence[Any], flat: Sequence[Any]) -> Any:
+    """Flat outputs in the structure that a network's function returns."""
+    shapes = jax.tree.unflatten(net.graph.treedef, list(net.graph.shapes.values()))
+    tree = jax.tree.structure(jax.eval_shape(net.apply, shapes, *inputs))
+    return jax.tree.unflatten(tree, flat)
+
+
+def answers(name: str, out: Any) -> dict[str, Any]:
+    """The tasks of a network's output: its name, with the task if it has several."""
+    if not isinstance(out, Mapping):
+        return {name: out}
+    if len(out) == 1:
+        return {name: next(iter(out.values()))}
+    return {f"{name}/{task}": value for task, value in out.items()}
+
+
+def packed(parts: Parts) -> dict[str, Any]:
+    """Merged parameters as a pytree of collections."""
+    tree: dict[str, Any] = {}
+
+    def put(side: str, name: str | None, leaves: Mapping[str, Any]) -> None:
+        for path, leaf in leaves.items():
+            collection, key = _split(path)
+            at = tree.setdefault(collection, {}).setdefault(side, {})
+            if name is not None:
+                at = at.setdefault(name, {})
+            at[key] = leaf
+
+    put(SHARED, None, parts.shared)
+    for side, found in ((OWN, parts.own), (READS, parts.reads)):
+        for name, leaves in found.items():
+            put(side, name, leaves)
+    return tree
+
+
+def unpacked(params: Mapping[str, Any], networks: Networks) -> Parts:
+    """The parts of merged parameters; what is not there is left out."""
+    first = next(iter(networks.values()))
+
+    def get(side: str, name: str | None) -> dict[str, Any]:
+        found = {}
+        for path in first.graph.shapes:
+            collection, key = _split(path)
+            at = params.get(collection, {}).get(side, {})
+            at = at if name is None else at.get(name, {})
+            if key in at:
+                found[path] = at[key]
+        return found
+
+    return Parts(
+        get(SHARED, None),
+        {name: get(OWN, name) for name in networks},
+        {name: get(READS, name) for name in networks},
+    )
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Collection and key of a path; parameters without a collection are `params`."""
+    collection, _, key = path.partition("/")
+    return (collection, key) if key else ("params", path)

@@ -1,0 +1,91 @@
+"""The networks that are merged: one architecture, a function and parameters each."""
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any, NamedTuple
+
+from cutjax.dims import Axis, Concat, Leaf, Product
+from cutjax.errors import MismatchError
+from cutjax.graph import Graph
+from cutjax.mirror import named_leaves
+from cutjax.shrink import check_params
+
+
+class Network(NamedTuple):
+    """A function, its parameters and its graph.
+
+    Networks of one architecture may differ in what is pinned, such as how many classes
+    a head tells apart; each then has a function and a graph of its own.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    graph: Graph
+
+    @property
+    def leaves(self) -> dict[str, Any]:
+        """Parameters by path."""
+        return named_leaves(self.params)
+
+
+Networks = Mapping[str, Network]
+
+
+def check_alike(networks: Networks) -> None:
+    """Check that networks have one architecture.
+
+    Args:
+        networks: by name.
+
+    Raises:
+        MismatchError: names the first difference; or there is no network.
+    """
+    if not networks:
+        raise MismatchError("no network to merge; pass {name: merge.Network(...)}")
+    (first, net), *others = networks.items()
+    check_params(net.params, net.graph)
+    for name, other in others:
+        check_params(other.params, other.graph)
+        _same(
+            (first, [(g.name, g.size) for g in net.graph.free]),
+            (name, [(g.name, g.size) for g in other.graph.free]),
+            "group",
+        )
+        _same((first, _axes(net.graph)), (name, _axes(other.graph)), "parameter")
+
+
+def _axes(graph: Graph) -> list[tuple[str, Any]]:
+    free = {group.name for group in graph.free}
+    found = graph.axes.items()
+    return [(p, ", ".join(_plain(a, free) for a in axes)) for p, axes in found]
+
+
+def _plain(axis: Axis, free: Container[str]) -> str:
+    """An axis without what is pinned in it: sizes may differ there."""
+    match axis:
+        case Leaf(name, size) if name in free:
+            return f"{size} of {name}"
+        case Product(parts) | Concat(parts):
+            inner = [_plain(part, free) for part in parts]
+            return f"({(' x ' if isinstance(axis, Product) else ' + ').join(inner)})"
+        case _:
+            return "pinned"
+
+
+def _same(a: tuple[str, list], b: tuple[str, list], what: str) -> None:
+    """Check that two lists of (name, value) are equal; the first difference is told."""
+    for one, other in zip(a[1], b[1], strict=False):
+        if one != other:
+            raise MismatchError(
+                f"networks {a[0]!r} and {b[0]!r} are of different architectures; the "
+                f"first {what} that differs: {_said(one)} against {_said(other)}"
+            )
+    if len(a[1]) != len(b[1]):
+        more, less = (a, b) if len(a[1]) > len(b[1]) else (b, a)
+        raise MismatchError(
+            f"networks {a[0]!r} and {b[0]!r} are of different architectures: the "
+            f"{what} {more[1][len(less[1])][0]!r} is only in {more[0]!r}"
+        )
+
+
+def _said(item: tuple[str, Any]) -> str:
+    return f"{item[0]!r} ({item[1]})"

@@ -1,0 +1,341 @@
+"""The kernels of a merged network refitted to the networks that went into it.
+
+Reader after reader, in execution order. A shared channel should be, after whatever
+normalises or shifts it, the mean of the channels that went into it; a network's own
+channel what it was. What is read is the merged network's, already refitted upstream
+(least squares), or each network's own (RegMean, MTZ): then a shared kernel is the mean
+of the kernels, weighed by the second moments of what they read.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from cutjax.errors import DataError
+from cutjax.merge import eager
+from cutjax.merge.average import averaged, kernel_of
+from cutjax.merge.join import (
+    MIXING,
+    Parts,
+    at_width,
+    joint,
+    moved,
+    operands,
+    own_step,
+    start,
+)
+from cutjax.merge.kernels import (
+    Env,
+    bias_at,
+    by_members,
+    fitted,
+    kernel_atom,
+    measure,
+    put,
+    renew,
+    sample_of,
+    shifted,
+    sound,
+)
+from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
+from cutjax.merge.network import Networks, check_alike
+from cutjax.merge.sharing import Sharing, check
+from cutjax.merge.slots import slots_of
+from cutjax.merge.targets import Batch, Job, wanted_of
+from cutjax.readers import channel_axes
+from cutjax.recover.normal import Moments
+from cutjax.recover.program import Program, needs, positions, read, terminals
+from cutjax.recover.rows import (
+    WHOLE,
+    groups_of,
+    is_matrix,
+    kernel_blocks,
+    kernel_from,
+    made_rows,
+    read_rows,
+)
+
+
+def least_squares(
+    networks: Networks,
+    sharing: Sharing,
+    batches: Iterable[Any],
+    *,
+    merged: Merged | None = None,
+    damping: float | None = None,
+    rows: int = 32,
+    progress: bool = True,
+) -> Merged:
+    """One network whose kernels are fitted, in closed form, to those it is made of.
+
+    Reader after reader: a shared channel should be, after whatever scales and shifts
+    it, the mean of the channels that went into it, a network's own channel what it was;
+    what is read is what the merged network itself reads, already fitted upstream. No
+    labels. Memory: what is alive of all batches at one place of the architecture, of
+    the merged network and of the originals. Kernels that are read in several places, or
+    in loops, stay as they are.
+
+    Args:
+        networks: by name, alike.
+        sharing: see `average`.
+        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes, from
+            the data of all networks; labels are not looked at.
+        merged: where to start; else `average`.
+        damping: lambda, as a share of the mean square of the features; None chooses it
+            per reader by every fourth batch.
+        rows: per feature, rows that suffice; of more, evenly spread ones are taken.
+        progress: show a progress bar.
+
+    Returns:
+        The function and its parameters.
+
+    Raises:
+        DataError: no data, or NaN in what a reader reads or should make.
+        KeepError: the sharing does not fit, or cannot be.
+        MismatchError: the networks are not of one architecture.
+
+    Reference:
+        Nasery et al., PLeaS: Merging Models with Permutations and Least Squares,
+        CVPR 2025, eq. 4; here in lockstep.
+    """
+    given = networks, sharing, list(batches), merged
+    return _refitted(*given, "merged", damping, rows, progress)
+
+
+def regmean(
+    networks: Networks,
+    sharing: Sharing,
+    batches: Iterable[Any],
+    *,
+    merged: Merged | None = None,
+    damping: float | None = None,
+    rows: int = 32,
+    progress: bool = True,
+) -> Merged:
+    """One network whose shared kernels are means weighed by what each network reads.
+
+    With H the second moment of what a network reads at a kernel W, the merged kernel is
+    (sum H)^-1 sum H W: RegMean, and MTZ's merged weights. Biases are fitted along.
+
+    Args:
+        networks: see `least_squares`.
+        sharing: see `least_squares`.
+        batches: see `least_squares`.
+        merged: see `least_squares`.
+        damping: see `least_squares`.
+        rows: see `least_squares`.
+        progress: show a progress bar.
+
+    Returns:
+        The function and its parameters; the networks' own channels read as averaged.
+
+    Raises:
+        DataError: no data, or NaN in what a reader reads or should make.
+        KeepError: the sharing does not fit, or cannot be.
+        MismatchError: the networks are not of one architecture.
+
+    Reference:
+        Jin et al., RegMean, ICLR 2023, eq. 2; He, Zhou & Thiele, Multi-Task Zipping,
+        NeurIPS 2018, eq. 8.
+    """
+    given = networks, sharing, list(batches), merged
+    return _refitted(*given, "own", damping, rows, progress)
+
+
+def _refitted(
+    networks: Networks,
+    sharing: Sharing,
+    batches: Sequence[Any],
+    merged: Merged | None,
+    reads: str,
+    damping: float | None,
+    rows: int,
+    progress: bool,
+) -> Merged:
+    check_alike(networks)
+    check(next(iter(networks.values())).graph, tuple(networks), sharing)
+    inputs = [_inputs(batch) for batch in batches]
+    if not inputs:
+        raise DataError("no data to merge by; pass batches of (x, ...)")
+    both = joint(networks, sharing, inputs[0])
+    full = {name: at_width(prog, {}) for name, prog in both.own.items()}
+    slots = {name: slots_of(sharing, name) for name in networks}
+    wanted = {
+        n: set(needs(prog, prog.frame.jaxpr.outvars)) for n, prog in both.own.items()
+    }
+    job = Job(both, full, slots, wanted, rows, damping, reads == "own")
+    parts = unpacked(merged.params, networks) if merged else None
+    parts = parts or averaged(networks, sharing, both)
+    held = [_begin(job, parts, networks, x) for x in inputs]
+    steps = range(len(both.shared.frame.jaxpr.eqns))
+    dying = [eager.last_uses(prog) for prog in _programs(job)]
+    for index in tqdm(steps, desc="refit", disable=not progress, leave=False):
+        for batch in held:
+            _originals(job, batch, index)
+        if index in both.trunk and _is_free(both.shared, index):
+            parts = _refit_shared(job, parts, held, index)
+        for name, prog in both.own.items():
+            if reads == "merged" and index in wanted[name] and _is_free(prog, index):
+                parts = _refit_own(job, parts, held, name, index)
+        for batch in held:
+            _advance(job, parts, batch, index)
+            for env, last in zip(_envs(batch), dying, strict=True):
+                for var in last.get(index, ()):
+                    env.pop(var, None)
+    return Merged(merged_apply(networks, sharing), packed(parts))
+
+
+def _inputs(batch: Any) -> tuple[Any, ...]:
+    x = batch[0] if isinstance(batch, tuple) else batch
+    return x if isinstance(x, tuple) else (x,)
+
+
+def _programs(job: Job) -> list[Program]:
+    return [job.joint.shared, *job.joint.own.values(), *job.full.values()]
+
+
+def _envs(batch: Batch) -> list[Env]:
+    return [batch.shared, *batch.own.values(), *batch.full.values()]
+
+
+def _begin(job: Job, parts: Parts, networks: Networks, inputs: Any) -> Batch:
+    flat = list(map(jnp.asarray, jax.tree.leaves(inputs)))
+    own = job.joint.own.items()
+    return Batch(
+        start(job.joint.shared, parts.shared, flat),
+        {name: start(prog, parts.own[name], flat) for name, prog in own},
+        {n: start(prog, networks[n].leaves, flat) for n, prog in job.full.items()},
+    )
+
+
+def _is_free(prog: Program, index: int) -> bool:
+    """Whether an equation is a reader whose kernel nothing else uses."""
+    if index not in prog.frame.sites or not is_matrix(prog.reader(index)):
+        return False
+    eqn, at = prog.frame.jaxpr.eqns[index], prog.frame.sites[index].at
+    kernel = eqn.invars[1 - at]
+    number = prog.origins.get(kernel)
+    return number is not None and terminals(prog, number) == {index}
+
+
+def _originals(job: Job, batch: Batch, index: int) -> None:
+    for name, prog in job.full.items():
+        if eager.is_data(prog, index):
+            eager.advance(prog, index, batch.full[name])
+
+
+def _advance(job: Job, parts: Parts, batch: Batch, index: int) -> None:
+    shared = job.joint.shared
+    if index in job.joint.trunk and eager.is_data(shared, index):
+        eager.advance(shared, index, batch.shared)
+    for name, prog in job.joint.own.items():
+        if index in job.wanted[name] and eager.is_data(prog, index):
+            env = batch.own[name]
+            for atom in prog.frame.jaxpr.eqns[index].invars:
+                _ = eager.fetch(prog, env, atom)
+            own_step(job.joint, name, index, env, batch.shared, parts.reads[name])
+
+
+def _refit_shared(job: Job, parts: Parts, held: list[Batch], index: int) -> Parts:
+    """The kernel of a shared reader, and the bias after it."""
+    prog = job.joint.shared
+    reader, eqn = prog.reader(index), prog.frame.jaxpr.eqns[index]
+    data, atom = (eqn.invars[i] for i in (reader.site.at, 1 - reader.site.at))
+    kernel = eager.fetch(prog, held[0].shared, atom)
+    if not kernel.size or not jnp.issubdtype(kernel.dtype, jnp.floating):
+        return parts
+    groups, path = groups_of(reader, prog.evaluator.k), kernel_of(prog, index)
+    sample = sample_of(reader, kernel, len(held), job.rows, index)
+    found: dict[str, list[Moments]] = {}
+    members: dict[str, np.ndarray] = {}
+    for batch in held:
+        for name, (own, target, there) in wanted_of(job, batch, index).items():
+            value = batch.shared[data] if own is None else own
+            b = read_rows(reader, value, kernel, groups, sample)
+            y = made_rows(reader, target, kernel, groups, sample)
+            found.setdefault(name, []).append(
+                sound(measure(b, y), kernel_of(prog, index))
+            )
+            like = jnp.broadcast_to(there, target.shape)
+            members[name] = np.asarray(
+                made_rows(reader, like, kernel, groups)[:, 0] > 0
+            )
+    prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
+    bias = bias_at(prog, index, kernel, parts.shared)
+    blocks, shift = by_members(found, members, prior, job.damping, bias is not None)
+    new = jnp.asarray(
+        kernel_from(reader, blocks, np.asarray(kernel), groups), kernel.dtype
+    )
+    where = positions(prog, atom, parts.shared[path].shape)
+    leaves = {**parts.shared, path: put(parts.shared[path], where, new)}
+    leaves = shifted(prog, index, leaves, bias, shift)
+    for batch in held:
+        renew(prog, batch.shared, leaves, (path, bias and bias[0]))
+    return parts._replace(shared=leaves)
+
+
+def _refit_own(
+    job: Job, parts: Parts, held: list[Batch], name: str, index: int
+) -> Parts:
+    """The kernel of a network's own reader, from shared channels and from its own."""
+    prog, full = job.joint.own[name], job.full[name]
+    reader, eqn = prog.reader(index), prog.frame.jaxpr.eqns[index]
+    at, (out,), path = reader.site.at, eqn.outvars, kernel_of(prog, index)
+    mixing = job.joint.ways[name].get(index) == MIXING and path in parts.reads[name]
+    found, kernel, groups, sample = [], None, 1, WHOLE
+    for batch in held:
+        env = batch.own[name]
+        for atom in eqn.invars:
+            _ = eager.fetch(prog, env, atom)
+        args = [read(env, atom) for atom in eqn.invars]
+        if mixing:
+            args = operands(
+                job.joint, name, index, env, batch.shared, parts.reads[name]
+            )
+        if kernel is None:
+            kernel = args[1 - at]
+            if not kernel.size or not jnp.issubdtype(kernel.dtype, jnp.floating):
+                return parts
+            groups = 1 if mixing else groups_of(reader, prog.evaluator.k)
+            sample = sample_of(reader, kernel, len(held), job.rows, index)
+        whole = batch.full[name][full.frame.jaxpr.eqns[index].outvars[0]]
+        target = prog.evaluator.cut_const(whole, prog.frame.values[out])
+        b = read_rows(reader, args[at], kernel, groups, sample)
+        y = made_rows(reader, target, kernel, groups, sample)
+        found.append(sound(measure(b, y), path))
+    prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
+    bias = bias_at(prog, index, kernel, parts.own[name])
+    fit = fitted(found, prior, job.damping, bias is not None)
+    new = np.asarray(kernel_from(reader, fit.kernel, np.asarray(kernel), groups))
+    return _written_own(job, parts, held, name, index, (new, mixing, bias, fit.shift))
+
+
+def _written_own(
+    job: Job, parts: Parts, held: list[Batch], name: str, index: int, what: Any
+) -> Parts:
+    new, mixing, bias, shift = what
+    prog = job.joint.own[name]
+    reader, atom = prog.reader(index), kernel_atom(prog, index)
+    path, own, reads = kernel_of(prog, index), {**parts.own[name]}, parts.reads[name]
+    if mixing:
+        leaf = reads[path]
+        index_of = np.arange(leaf.size).reshape(leaf.shape)
+        where = np.asarray(moved(job.joint, name, index, index_of))
+        axes = channel_axes(reader, 1 - reader.site.at)
+        axis = next((a for a in axes if where.shape[a] != new.shape[a]), axes[0])
+        n = where.shape[axis]
+        reads = {**reads, path: put(leaf, where, np.take(new, range(n), axis))}
+        new = np.take(new, range(n, new.shape[axis]), axis)
+    if new.size:
+        where = positions(prog, atom, own[path].shape)
+        own[path] = put(own[path], where, new)
+    own = shifted(prog, index, own, bias, shift)
+    for batch in held:
+        renew(prog, batch.own[name], own, (path, bias and bias[0]))
+    return parts._replace(
+        own={**parts.own, name: own}, reads={**parts.reads, name: reads}
+    )

@@ -1,0 +1,111 @@
+"""Where the channels of a network go in the merged one, in axes and in arrays."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+
+from cutjax.dims import Axis, Concat, Leaf, Product
+from cutjax.graph import Graph
+from cutjax.merge.sharing import OWN, Sharing
+
+Slots = Mapping[str, Int[np.ndarray, "_"]]
+"""By group: the shared channel of each channel, or OWN, or DROPPED."""
+
+
+def slots_of(sharing: Sharing, network: str) -> Slots:
+    """Those of one network."""
+    return {group: np.asarray(found[network]) for group, found in sharing.items()}
+
+
+def shared_keep(graph: Graph, sharing: Sharing) -> dict[str, Bool[np.ndarray, "_"]]:
+    """Which channels of the architecture are shared ones."""
+    keep = {}
+    for name, found in sharing.items():
+        keep[name] = np.zeros(graph[name].size, bool)
+        for slots in found.values():
+            keep[name][slots[slots >= 0]] = True
+    return keep
+
+
+def own_keep(
+    graph: Graph, sharing: Sharing, network: str
+) -> dict[str, Bool[np.ndarray, "_"]]:
+    """Which of a network's channels stay its own; of pinned groups all do."""
+    slots = slots_of(sharing, network)
+    return {
+        g.name: slots[g.name] == OWN if g.name in slots else np.zeros(g.size, bool)
+        for g in graph.free
+    }
+
+
+def places(axis: Axis, slots: Slots) -> Int[np.ndarray, "_"]:
+    """For each position of an axis, where the shared one stands in the axis, or -1.
+
+    Example:
+        >>> axis = Product((Leaf("heads", 2), Leaf("width", 2)))
+        >>> places(axis, {"heads": np.array([1, -1])}).tolist()
+        [2, 3, -1, -1]
+    """
+    match axis:
+        case Leaf(name, _) if name in slots:
+            return np.maximum(slots[name], -1)
+        case Product(parts):
+            out = np.zeros(1, int)
+            for part in parts:
+                inner = places(part, slots)
+                whole = out[:, None] * part.size + inner
+                out = np.where((out[:, None] < 0) | (inner < 0), -1, whole).ravel()
+            return out
+        case Concat(parts):
+            starts = np.cumsum([0, *(part.size for part in parts)])
+            each = [places(part, slots) for part in parts]
+            moved = [
+                np.where(p < 0, -1, p + s)
+                for p, s in zip(each, starts[:-1], strict=True)
+            ]
+            return np.concatenate(moved)
+        case _:
+            return np.arange(axis.size)
+
+
+def summed(
+    leaf: Shaped[np.ndarray, "..."],
+    axes: Sequence[Axis],
+    slots: Slots,
+    along: Iterable[int],
+) -> Any:
+    """An array with the channels of each shared one added up.
+
+    Args:
+        leaf: the array.
+        axes: its axes.
+        slots: of its network.
+        along: which of the axes; the others stay as they are.
+
+    Returns:
+        An array of the same shape; zero where nothing goes.
+    """
+    for i in along:
+        to = places(axes[i], slots)
+        if np.array_equal(to, np.arange(to.size)):
+            continue
+        padded = np.concatenate([leaf, np.zeros_like(np.take(leaf, [0], i))], i)
+        parts = [np.take(padded, index, i) for index in _rounds(to)]
+        leaf = np.sum(parts, 0)
+    return leaf
+
+
+def _rounds(to: Int[np.ndarray, "n"]) -> list[Int[np.ndarray, "n"]]:
+    """Whom each place adds, one after another; n where there is nobody more."""
+    from_, n = np.flatnonzero(to >= 0), to.size
+    order = from_[np.argsort(to[from_], kind="stable")]
+    place = to[order]
+    rank = np.arange(order.size) - np.searchsorted(place, place)
+    rounds = []
+    for r in range(int(rank.max(initial=0)) + 1):
+        index = np.full(n, n)
+        index[place[rank == r]] = order[rank == r]
+        rounds.append(index)
+    return rounds

@@ -1,0 +1,413 @@
+"""Several networks as one: laws over all nets, a dense oracle, independent solvers."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws.tools import free, run
+from nets import NETS
+
+import cutjax as cj
+from cutjax.errors import DataError, KeepError, MismatchError
+from cutjax.merge import DROPPED, OWN, Network
+from cutjax.merge.merged import answers
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.PRNGKey(seed), shape)
+
+
+def rescaled(params: Any, seed: int) -> Any:
+    """Other parameters: each number times something near one."""
+    rng = np.random.default_rng(seed)
+
+    def change(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return leaf
+        return (leaf * rng.uniform(0.8, 1.2, np.shape(leaf))).astype(leaf.dtype)
+
+    return jax.tree.map(change, params)
+
+
+def mlp(p: Any, x: Any) -> Any:
+    h = jax.nn.relu(x @ p["a"])
+    return jax.nn.relu(h @ p["b"] + p["c"]) @ p["d"] + p["e"]
+
+
+def mlp_params(seed: int, classes: int = 3) -> dict[str, Any]:
+    shapes = {"a": (5, 8), "b": (8, 6), "c": (6,), "d": (6, classes), "e": (classes,)}
+    return {k: normal(seed + i, *s) for i, (k, s) in enumerate(shapes.items())}
+
+
+X = normal(99, 16, 5)
+
+
+def mlps(*classes: int) -> dict[str, Network]:
+    found = {}
+    for i, (name, n) in enumerate(zip("abc", classes, strict=False)):
+        params = mlp_params(10 * i, n)
+        found[name] = Network(mlp, params, cj.trace(mlp, params, X))
+    return found
+
+
+SPLIT = {
+    "a:1": {
+        "a": np.array([0, 1, 2, 2, OWN, OWN, DROPPED, 7]),
+        "b": np.array([7, OWN, 1, 0, OWN, DROPPED, OWN, 2]),
+    },
+    "b:1": {
+        "a": np.array([0, 3, 3, OWN, OWN, OWN]),
+        "b": np.array([OWN, 0, DROPPED, 5, 3, 0]),
+    },
+}
+
+
+# ---- laws
+
+
+def alike(got: Any, want: Any) -> None:
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape
+        if a.size:
+            assert np.abs(a - b).max() <= 2e-5 * max(np.abs(b).max(), 1e-3)
+
+
+def check_each_as_it_was(merge: Any, net: Any, *, own: bool) -> None:
+    """Nothing shared: each network is what it was; all shared by equals: so is it."""
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    params = {"one": net.params, "two": rescaled(net.params, 1) if own else net.params}
+    networks = {n: Network(net.apply, p, graph) for n, p in params.items()}
+    alone = {n: OWN for n in networks}
+    sharing = {
+        g.name: {n: np.full(g.size, v) for n, v in alone.items()}
+        for g in free(graph)
+        if own
+    }
+    merged = merge(networks, sharing, net.inputs)
+    found = run(merged.apply, merged.params, *net.inputs)
+    for name, p in params.items():
+        for task, want in answers(name, run(net.apply, p, *net.inputs)).items():
+            alike(found[task], want)
+
+
+def every() -> list[Any]:
+    """All nets both ways; by default in turn one way or the other."""
+    found = []
+    for i, (name, own) in enumerate(itertools.product(NETS, [True, False])):
+        marks = pytest.mark.slow if i % 4 in (1, 2) else ()
+        way = "own" if own else "shared"
+        found.append(pytest.param(name, own, marks=marks, id=f"{name}-{way}"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "own"), every())
+def test_networks_stay_what_they_were(name, own):
+    check_each_as_it_was(cj.merge.average, NETS[name](), own=own)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_merge_that_mixes_them_up_is_found_out(own):
+    def broken(networks: Any, *rest: Any) -> Any:
+        swapped = dict(zip(networks, reversed([*networks.values()]), strict=True))
+        if not own:
+            two = networks["two"]
+            swapped["two"] = two._replace(params=rescaled(two.params, 2))
+        return cj.merge.average(swapped, *rest)
+
+    with pytest.raises(AssertionError):
+        check_each_as_it_was(broken, NETS["mlp"](), own=own)
+
+
+def dense(networks: Any, sharing: Any, x: Any) -> dict[str, Any]:
+    """The merged function of `mlp`s, as loops over channels in numpy."""
+
+    slots = {g: {n: s.tolist() for n, s in f.items()} for g, f in sharing.items()}
+    p = {n: jax.tree.map(np.float64, net.params) for n, net in networks.items()}
+    h1: dict[Any, np.ndarray] = {}
+    x = np.asarray(x, np.float64)
+    for c in range(8):
+        who = [(n, i) for n in p for i in range(8) if slots["a:1"][n][i] == c]
+        if who:
+            h1[c] = np.maximum(x @ np.mean([p[n]["a"][:, i] for n, i in who], 0), 0)
+    for n in p:
+        for i in range(8):
+            if slots["a:1"][n][i] == OWN:
+                h1[n, i] = np.maximum(x @ p[n]["a"][:, i], 0)
+    h2: dict[Any, np.ndarray] = {}
+
+    def read(n: str, weights: Any, group: str, values: Any, *, own: bool) -> Any:
+        total: Any = 0.0
+        for j, slot in enumerate(slots[group][n]):
+            if slot >= 0:
+                total = total + values[slot] * weights[j]
+            elif slot == OWN and own:
+                total = total + values[n, j] * weights[j]
+        return total
+
+    for c in range(6):
+        who = [(n, i) for n in p for i in range(6) if slots["b:1"][n][i] == c]
+        if who:
+            made = [
+                read(n, p[n]["b"][:, i], "a:1", h1, own=False) + p[n]["c"][i]
+                for n, i in who
+            ]
+            h2[c] = np.maximum(np.mean(made, 0), 0)
+    out = {}
+    for n in p:
+        for i in range(6):
+            if slots["b:1"][n][i] == OWN:
+                made = read(n, p[n]["b"][:, i], "a:1", h1, own=True) + p[n]["c"][i]
+                h2[n, i] = np.maximum(made, 0)
+        logits = [
+            read(n, p[n]["d"][:, k], "b:1", h2, own=True)
+            for k in range(p[n]["d"].shape[1])
+        ]
+        out[n] = np.stack(logits, -1) + p[n]["e"]
+    return out
+
+
+def check_against_dense(merge: Any) -> None:
+    networks = mlps(3, 4)
+    merged = merge(networks, SPLIT, X)
+    found = run(merged.apply, merged.params, X)
+    for name, want in dense(networks, SPLIT, X).items():
+        np.testing.assert_allclose(found[name], want, rtol=1e-4, atol=1e-4)
+
+
+def test_any_sharing_equals_loops_over_channels():
+    check_against_dense(cj.merge.average)
+
+
+def test_what_reads_the_shared_is_needed():
+    def broken(*args: Any) -> Any:
+        merged = cj.merge.average(*args)
+        tree = jax.tree.map(lambda a: a, merged.params)
+        tree["params"]["reads"] = jax.tree.map(jnp.zeros_like, tree["params"]["reads"])
+        return merged._replace(params=tree)
+
+    with pytest.raises(AssertionError):
+        check_against_dense(broken)
+
+
+# ---- cost
+
+
+def check_cost(networks: Any, sharing: Any, x: Any, slack: float) -> None:
+    """For every subset: XLA's count is the graph's, within what it counts besides."""
+    merged = cj.merge.average(networks, sharing, x)
+    graph = cj.trace(merged.apply, merged.params, x)
+    for count in range(1, len(networks) + 1):
+        for tasks in itertools.combinations(networks, count):
+            small, params = cj.cut(merged.apply, merged.params, graph, {}, tasks=tasks)
+            cost = graph.cost(tasks=tasks)
+            compiled = jax.jit(small).lower(params, x).compile()
+            analysis: Any = compiled.cost_analysis()
+            flops = analysis["flops"]
+            assert cost.flops <= flops <= slack * cost.flops
+            assert cost.params == sum(p.size for p in jax.tree.leaves(params))
+
+
+def test_a_subset_runs_what_is_shared_and_its_own():
+    networks = mlps(3, 4, 2)
+    half = {
+        g.name: {
+            n: np.where(np.arange(g.size) < g.size // 2, np.arange(g.size), OWN)
+            for n in networks
+        }
+        for g in networks["a"].graph.free
+    }
+    check_cost(networks, half, normal(5, 128, 5), 1.3)
+    both = cj.merge.average(networks, half, X)
+    graph = cj.trace(both.apply, both.params, X)
+    one, all_ = graph.cost(tasks=("a",)).flops, graph.cost().flops
+    assert all_ < 3 * one < 3 * networks["a"].graph.cost().flops
+
+
+def test_two_equal_networks_cost_one_and_a_head():
+    networks = mlps(3)
+    networks["b"] = networks["a"]
+    merged = cj.merge.average(networks, {}, X)
+    count = sum(p.size for p in jax.tree.leaves(merged.params))
+    assert count == sum(p.size for p in jax.tree.leaves(mlp_params(0))) + 6 * 3 + 3
+
+
+# ---- closed forms
+
+
+def test_regmean_equals_an_independent_solver():
+    networks = mlps(3, 3)
+    data = [normal(200 + i, 256, 5) for i in range(8)]
+    merged = cj.merge.regmean(
+        networks, {}, data, damping=1e-9, rows=1 << 20, progress=False
+    )
+    x = np.concatenate(data).astype(np.float64)
+    read, made = [], []
+    for net in networks.values():
+        p = jax.tree.map(np.float64, net.params)
+        h = np.maximum(x @ p["a"], 0)
+        read.append(np.c_[h, np.ones(len(h))])
+        made.append(h @ p["b"] + p["c"])
+    want = np.linalg.lstsq(np.concatenate(read), np.concatenate(made), rcond=None)[0]
+    shared = merged.params["params"]["shared"]
+    np.testing.assert_allclose(shared["b"], want[:-1], atol=2e-3)
+    np.testing.assert_allclose(shared["c"], want[-1], atol=2e-3)
+    # Both read the same x: the first kernel is the plain mean.
+    mean = (networks["a"].params["a"] + networks["b"].params["a"]) / 2
+    np.testing.assert_allclose(shared["a"], mean, atol=1e-4)
+
+
+def test_least_squares_equals_an_independent_solver():
+    networks = mlps(3, 4)
+    data = [normal(300 + i, 256, 5) for i in range(8)]
+    merged = cj.merge.least_squares(
+        networks, SPLIT, data, damping=1e-9, rows=1 << 20, progress=False
+    )
+    x = np.concatenate(data)
+    p = merged.params["params"]
+    shared = np.maximum(x @ p["shared"]["a"], 0) @ p["shared"]["b"] + p["shared"]["c"]
+    shared = np.maximum(shared, 0)
+    for name, net in networks.items():
+        h = np.maximum(x @ p["shared"]["a"], 0) @ p["reads"][name]["b"]
+        h = h + np.maximum(x @ p["own"][name]["a"], 0) @ p["own"][name]["b"]
+        h = np.maximum(h + p["own"][name]["c"], 0)
+        read = np.c_[shared, h, np.ones(len(h))].astype(np.float64)
+        want = np.linalg.lstsq(read, np.asarray(mlp(net.params, x)), rcond=None)[0]
+        best = read @ want
+        got = np.asarray(merged.apply(merged.params, x)[name])
+        np.testing.assert_allclose(got, best, atol=2e-2 * np.abs(best).max())
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
+def test_least_squares_comes_closer_than_the_average(name):
+    net = NETS[name]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    params = {"one": net.params, "two": rescaled(net.params, 1)}
+    networks = {n: Network(net.apply, p, graph) for n, p in params.items()}
+    (x,) = net.inputs
+    data = [jnp.concatenate([x + 0.1 * normal(i, *x.shape) for i in range(8)])]
+    average = cj.merge.average(networks, {}, x)
+    fitted = cj.merge.least_squares(networks, {}, data, progress=False)
+
+    def wrong(merged: Any) -> float:
+        found, total = run(merged.apply, merged.params, data[0]), 0.0
+        for n, p in params.items():
+            for task, want in answers(n, run(net.apply, p, data[0])).items():
+                total += float(np.mean((found[task] - want) ** 2))
+        return total
+
+    assert wrong(fitted) < wrong(average)
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        for width in (8, 6):
+            x = nn.Conv(width, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return {"label": nn.Dense(3)(x.mean((1, 2)))}
+
+
+def test_statistics_are_made_anew():
+    """After a pass over the data means and variances are those of what comes in."""
+    model, x = Normed(), 3 + normal(1, 64, 6, 6, 2)
+    params = {
+        n: model.init(jax.random.PRNGKey(i), x, False) for i, n in enumerate("ab")
+    }
+
+    def apply(p: Any, x: Any) -> Any:
+        return model.apply(p, x, False)
+
+    def train(p: Any, x: Any) -> Any:
+        return model.apply(p, x, True, mutable=["batch_stats"])
+
+    graph = cj.trace(apply, params["a"], x)
+    networks = {n: Network(apply, p, graph) for n, p in params.items()}
+    sharing = {
+        "params/Conv_1/kernel:3": {n: np.array([0, 1, 2, OWN, OWN, OWN]) for n in "ab"}
+    }
+    merged = cj.merge.average(networks, sharing, x)
+    trains = {n: net._replace(apply=train) for n, net in networks.items()}
+    both = cj.merge.train_apply(trains, sharing)
+    new = cj.recalibrate(both, merged.params, [x], progress=False)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, merged.params)
+    stats, kernels = new["batch_stats"], new["params"]
+    made = jax.lax.conv_general_dilated(
+        *(x, kernels["shared"]["Conv_0/kernel"], (1, 1), "SAME"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    for name, fn in (("mean", jnp.mean), ("var", jnp.var)):
+        found = stats["shared"][f"BatchNorm_0/{name}"]
+        np.testing.assert_allclose(found, fn(made, (0, 1, 2)), rtol=1e-3)
+        assert stats["own"]["a"][f"BatchNorm_1/{name}"].shape == (3,)
+
+
+# ---- an ordinary function
+
+
+def test_it_jits_differentiates_and_maps():
+    networks = mlps(3, 4)
+    merged = cj.merge.average(networks, SPLIT, X)
+    graph = cj.trace(merged.apply, merged.params, X)
+    assert set(graph.tasks) == {"a", "b"} and len(graph.free) > 4
+
+    def loss(p: Any, x: Any) -> Any:
+        return sum(jnp.sum(y**2) for y in merged.apply(p, x).values())
+
+    grads = jax.jit(jax.grad(loss))(merged.params, X)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    mapped = jax.vmap(lambda x: merged.apply(merged.params, x[None]))(X)
+    whole = merged.apply(merged.params, X)
+    np.testing.assert_allclose(mapped["a"][:, 0], whole["a"], rtol=1e-5, atol=1e-5)
+
+
+# ---- bad input
+
+
+def test_errors_say_what_and_where():
+    networks = mlps(3, 4)
+    other = {
+        **mlp_params(5),
+        "b": normal(1, 8, 7),
+        "c": normal(2, 7),
+        "d": normal(3, 7, 3),
+    }
+    strange = Network(mlp, other, cj.trace(mlp, other, X))
+    with pytest.raises(MismatchError, match=r"first group that differs: 'b:1' \(6\)"):
+        cj.merge.average({"a": networks["a"], "b": strange}, {}, X)
+
+    def tanh(p: Any, x: Any) -> Any:
+        return jnp.tanh(mlp(p, x))
+
+    with pytest.raises(MismatchError, match="do not compute alike"):
+        cj.merge.average(
+            {"a": networks["a"], "b": networks["b"]._replace(apply=tanh)}, {}, X
+        )
+    with pytest.raises(MismatchError, match="no network"):
+        cj.merge.average({}, {}, X)
+    with pytest.raises(DataError, match="no data"):
+        cj.merge.least_squares(networks, {}, [], progress=False)
+    with pytest.raises(DataError, match=r"'a' .* NaN"):
+        cj.merge.least_squares(networks, {}, [X * np.nan], progress=False)
+
+
+def test_attention_is_shared_whole_or_not_at_all():
+    net = NETS["nnx_transformer"]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    networks = {n: Network(net.apply, net.params, graph) for n in "ab"}
+    split = {
+        g.name: {
+            n: np.where(np.arange(g.size) == 0, OWN, np.arange(g.size)) for n in "ab"
+        }
+        for g in graph.free
+    }
+    with pytest.raises(KeepError, match="cannot be shared in part"):
+        cj.merge.average(networks, split, net.inputs)
