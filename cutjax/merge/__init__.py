@@ -2,6 +2,12 @@
 
 from cutjax.merge.align import align as align, align_all as align_all
 from cutjax.merge.cabs import cabs as cabs, cabs_masks as cabs_masks
+from cutjax.merge.correlation import correlations as correlations
+from cutjax.merge.evidence import (
+    by_information as by_information,
+    by_scores as by_scores,
+)
+from cutjax.merge.informed import information as information
 from cutjax.merge.merged import (
     Merged as Merged,
     average as average,
@@ -10,6 +16,11 @@ from cutjax.merge.merged import (
 from cutjax.merge.network import Network as Network
 from cutjax.merge.permute import permute as permute
 from cutjax.merge.refit import least_squares as least_squares, regmean as regmean
+from cutjax.merge.regroup import (
+    pam_sharing as pam_sharing,
+    regroup as regroup,
+    types as types,
+)
 from cutjax.merge.scales import best_scale as best_scale
 from cutjax.merge.sharing import (
     DROPPED as DROPPED,
@@ -22,3 +33,4 @@ from cutjax.merge.sharing import (
 )
 from cutjax.merge.ties import ties as ties
 from cutjax.merge.vectors import arithmetic as arithmetic, vectors as vectors
+from cutjax.merge.zipit import zipit as zipit

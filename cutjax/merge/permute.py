@@ -1,0 +1,179 @@
+"""Putting the channels of groups in another order, in every member at once."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from cutjax.dims import Axis, Concat, Leaf, Product
+from cutjax.errors import KeepError, MismatchError
+from cutjax.graph import Graph
+from cutjax.merge.structure import check_structure, fits
+from cutjax.mirror import namesake, path_name
+from cutjax.shrink import take
+
+Permutation: TypeAlias = Mapping[str, Int[np.ndarray, "_"]]
+"""By group: which channel of the input each channel of the result is."""
+
+
+def permute(params: Any, graph: Graph, permutation: Permutation) -> Any:
+    """The same network with its channels in another order.
+
+    The function stays the same, unless a constant in it tells the channels apart: the
+    angles of rotary embeddings, say.
+
+    Args:
+        params: the parameters, or a pytree that mirrors them (momenta, averages).
+        graph: their graph.
+        permutation: channel `i` of the result is channel `permutation[group][i]` of the
+            input; groups not named keep their order.
+
+    Returns:
+        A pytree of the same structure; leaves that do not change are the same arrays.
+
+    Raises:
+        KeepError: an unknown group, a pinned one, or what is no permutation.
+        MismatchError: the parameters do not match the graph.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, cutjax as cj
+        >>> from cutjax.merge.permute import permute
+        >>> apply = lambda w, x: x @ w["a"] @ w["b"]
+        >>> w = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
+        >>> graph = cj.trace(apply, w, jnp.ones((1, 1)))
+        >>> swapped = permute(w, graph, {"a:1": np.array([1, 0])})
+        >>> {path: leaf.tolist() for path, leaf in swapped.items()}
+        {'a': [[2.0, 1.0]], 'b': [[4.0], [3.0]]}
+    """
+    moves = check_permutation(graph, permutation)
+    itself = jax.tree.structure(params) == graph.treedef
+    if itself:
+        check_structure(params, graph, "params")
+    hits = []
+
+    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
+        own, shape = path_name(path), tuple(jnp.shape(leaf))
+        name = own if itself else namesake(own, graph.shapes)
+        # A number kept per parameter (a step, a norm) has no channels to move.
+        if name is None or (shape == () and not itself):
+            return leaf
+        if not fits(shape, graph, name):
+            raise MismatchError(
+                f"{own!r} is {list(shape)}, but the parameter {name!r} that it goes "
+                f"with is {list(graph.shapes[name].shape)}"
+            )
+        hits.append(name)
+        return reordered(leaf, graph.axes[name], moves)
+
+    out = jax.tree_util.tree_map_with_path(visit, params)
+    if graph.shapes and not hits:
+        check_structure(params, graph, "params")
+    return out
+
+
+def reordered(leaf: Any, axes: tuple[Axis, ...], moves: Permutation) -> Any:
+    """An array with these axes, its channels in another order."""
+    for i, axis in enumerate(axes):
+        order = places(axis, moves)
+        if (order != np.arange(order.size)).any():
+            leaf = take(leaf, order, i)
+    return leaf
+
+
+def places(axis: Axis, moves: Permutation) -> Int[np.ndarray, "_"]:
+    """Which position of an axis each position of the reordered axis is.
+
+    Example:
+        >>> axis = Product((Leaf("heads", 2), Leaf("width", 2)))
+        >>> places(axis, {"heads": np.array([1, 0])}).tolist()
+        [2, 3, 0, 1]
+    """
+    match axis:
+        case Leaf(name, _) if name in moves:
+            return np.asarray(moves[name])
+        case Product(parts):
+            out = np.zeros(1, int)
+            for part in parts:
+                out = (out[:, None] * part.size + places(part, moves)).reshape(-1)
+            return out
+        case Concat(parts):
+            starts = np.cumsum([0, *(part.size for part in parts)])[:-1]
+            each = zip(parts, starts, strict=True)
+            return np.concatenate([places(part, moves) + at for part, at in each])
+        case _:
+            return np.arange(axis.size)
+
+
+def compose(first: Permutation, then: Permutation) -> dict[str, Int[np.ndarray, "_"]]:
+    """One permutation that does what two do, one after the other.
+
+    Args:
+        first: is applied first.
+        then: is applied to the result.
+
+    Returns:
+        `permute(x, graph, compose(first, then))` is `permute(permute(x, graph, first),
+        graph, then)`.
+
+    Example:
+        >>> a, b = {"g": np.array([1, 2, 0])}, {"g": np.array([0, 2, 1])}
+        >>> compose(a, b)["g"].tolist()
+        [1, 0, 2]
+    """
+    out = {name: np.asarray(order) for name, order in {**then, **first}.items()}
+    return out | {n: np.asarray(first[n])[then[n]] for n in first if n in then}
+
+
+def inverse(permutation: Permutation) -> dict[str, Int[np.ndarray, "_"]]:
+    """The permutation that undoes another.
+
+    Args:
+        permutation: the other.
+
+    Returns:
+        By group, where each channel went.
+
+    Example:
+        >>> inverse({"g": np.array([1, 2, 0])})["g"].tolist()
+        [2, 0, 1]
+    """
+    return {name: np.argsort(order) for name, order in permutation.items()}
+
+
+def check_permutation(
+    graph: Graph, permutation: Permutation
+) -> dict[str, Int[np.ndarray, "_"]]:
+    """A permutation as arrays of the host.
+
+    Args:
+        graph: the graph.
+        permutation: what should fit it.
+
+    Returns:
+        By group, those that move something.
+
+    Raises:
+        KeepError: an unknown group, a pinned one, or what is no permutation.
+    """
+    moves = {}
+    for name, given in permutation.items():
+        group, order = graph[name], np.asarray(given)
+        if order.shape != (group.size,) or order.dtype.kind not in "iu":
+            raise KeepError(
+                f"permutation[{name!r}] is {order.dtype}{list(order.shape)}, not "
+                f"int[{group.size}]"
+            )
+        if not np.array_equal(np.sort(order), np.arange(group.size)):
+            raise KeepError(
+                f"permutation[{name!r}] does not hold each of 0 ... {group.size - 1} "
+                "once"
+            )
+        if np.array_equal(order, np.arange(group.size)):
+            continue
+        if group.pinned is not None:
+            raise KeepError(f"{name!r} is pinned: {group.pinned}")
+        moves[name] = order
+    return moves

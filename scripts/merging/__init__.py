@@ -1,0 +1,1 @@
+"""Two networks of disjoint classes as one: see scripts/merges."""
