@@ -45,10 +45,6 @@ class Joint(NamedTuple):
     ways: Mapping[str, Mapping[int, str]]
     trunk: Sequence[int]
 
-    def mixes(self, network: str, index: int) -> bool:
-        """Whether a network's reader reads shared channels as well as its own."""
-        return self.ways[network].get(index) == MIXING
-
 
 def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     """Infer a merged architecture.
@@ -113,15 +109,13 @@ def _way(shared: Program, own: Program, index: int, free: set[str]) -> str:
     found = _groups(own, reader.site.inner, free)
     split = [n for n in found if _width(shared, n) and _width(own, n)]
     whole = [n for n in found if _width(shared, n) and n not in split]
-    if not split and not whole:
-        return ALONE
+    made = {n for v in reader.outs for n in _groups(own, v.dims, free)}
+    if (not split and not whole) or any(_width(own, n) == 0 for n in made):
+        return ALONE  # nothing that it reads is shared, or nothing that it makes is own
     if is_matrix(reader) and _plain_kernel(own, reader):
         if split and not _one_axis(own, reader, free):
             raise _refused(reader, found, "two groups are merged in one contraction")
         return MIXING
-    made = {n for v in reader.outs for n in _groups(own, v.dims, free)}
-    if not split and any(_width(own, n) == 0 for n in made):
-        return ALONE  # nothing of it is the network's own
     if not split and not made:
         return TAKEN
     raise _refused(reader, [*split, *whole], "no kernel mixes them here")

@@ -257,19 +257,14 @@ def _refit_shared(job: Job, parts: Parts, held: list[Batch], index: int) -> Part
             value = batch.shared[data] if own is None else own
             b = read_rows(reader, value, kernel, groups, sample)
             y = made_rows(reader, target, kernel, groups, sample)
-            found.setdefault(name, []).append(
-                sound(measure(b, y), kernel_of(prog, index))
-            )
-            like = jnp.broadcast_to(there, target.shape)
-            members[name] = np.asarray(
-                made_rows(reader, like, kernel, groups)[:, 0] > 0
-            )
+            found.setdefault(name, []).append(sound(measure(b, y), path))
+            there = jnp.broadcast_to(there, target.shape)
+            one = made_rows(reader, there, kernel, groups)[:, 0]
+            members[name] = np.asarray(one > 0)
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
     bias = bias_at(prog, index, kernel, parts.shared)
     blocks, shift = by_members(found, members, prior, job.damping, bias is not None)
-    new = jnp.asarray(
-        kernel_from(reader, blocks, np.asarray(kernel), groups), kernel.dtype
-    )
+    new = kernel_from(reader, blocks, np.asarray(kernel), groups)
     where = positions(prog, atom, parts.shared[path].shape)
     leaves = {**parts.shared, path: put(parts.shared[path], where, new)}
     leaves = shifted(prog, index, leaves, bias, shift)
@@ -285,7 +280,7 @@ def _refit_own(
     prog, full = job.joint.own[name], job.full[name]
     reader, eqn = prog.reader(index), prog.frame.jaxpr.eqns[index]
     at, (out,), path = reader.site.at, eqn.outvars, kernel_of(prog, index)
-    mixing = job.joint.ways[name].get(index) == MIXING and path in parts.reads[name]
+    mixing = job.joint.ways[name].get(index) == MIXING
     found, kernel, groups, sample = [], None, 1, WHOLE
     for batch in held:
         env = batch.own[name]

@@ -20,7 +20,7 @@ calibration images of all ten classes. Labels are unseen, but for the scores of 
 regrouping. `scripts/merges` makes this page. Percent of 2,000 test images, mean and
 standard deviation over {seeds} seeds: among all ten classes (`joint`: the largest logit
 of both heads), and within each network's five. Cost: multiply-adds of both tasks, and
-of one, over those of one network. Averaged networks get new statistics of BatchNorm.
+of one, over those of one network. Averages and RegMean get new statistics of BatchNorm.
 All that was tried is shown; nothing was chosen.
 
 | shared channels | kernels | joint | digits 0-4 | digits 5-9 | cost, both | cost, one |

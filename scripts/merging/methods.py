@@ -68,19 +68,16 @@ def scores(p: Pair) -> dict[str, Any]:
 def kernels(p: Pair, sharing: Sharing) -> Iterator[tuple[str, Merged]]:
     """Names and merged networks, none of them trained."""
     data = p.calibration
-    average = cj.merge.average(p.networks, sharing, data[0])
     train = cj.merge.train_apply(p.trains, sharing)
-    yield (
-        "average",
-        average._replace(
-            params=recalibrate(train, average.params, data, progress=False)
-        ),
-    )
-    for name, make in (
-        ("RegMean, MTZ", cj.merge.regmean),
-        ("least squares", cj.merge.least_squares),
-    ):
-        yield name, make(p.networks, sharing, data, progress=False)
+
+    def anew(merged: Merged) -> Merged:
+        new = recalibrate(train, merged.params, data, progress=False)
+        return merged._replace(params=new)
+
+    yield "average", anew(cj.merge.average(p.networks, sharing, data[0]))
+    given = p.networks, sharing, data
+    yield "RegMean, MTZ", anew(cj.merge.regmean(*given, progress=False))
+    yield "least squares", cj.merge.least_squares(*given, progress=False)
 
 
 def figures(p: Pair, merged: Merged, test: Split) -> Row:
