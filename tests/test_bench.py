@@ -294,7 +294,8 @@ def test_json_and_table(measured):
     console = Console(file=io.StringIO(), width=200)
     console.print(bench.table(timings))
     text = console.file.getvalue()
-    assert text.count("refused") == 4 and text.count("1.00x") == 2
+    # What is timed may come out level with what it is compared to.
+    assert text.count("refused") == 4 and text.count("1.00x") >= 2
 
 
 def test_best_is_the_lowest_median():
