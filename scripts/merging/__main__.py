@@ -8,7 +8,7 @@ import numpy as np
 from studies import store
 from studies.real import Absent, load
 
-from merging.methods import figures, kernels, sharings
+from merging.methods import KERNELS, figures, kernels, sharings
 from merging.nets import pair
 
 PAGE = """# Two networks as one
@@ -65,6 +65,8 @@ def one_seed(data: object, seed: int, results: Path) -> None:
         return
     both = pair(data, seed)  # type: ignore[arg-type]
     for shared, sharing in sharings(both):
+        if all(f"{seed}|{shared}|{made}" in done for made in KERNELS):
+            continue
         for made, merged in kernels(both, sharing):
             key = f"{seed}|{shared}|{made}"
             if key not in done:

@@ -13,8 +13,9 @@ from cutjax.recover import recalibrate
 from merging.nets import CLASSES, Pair, of
 
 Row = dict[str, Any]
-PARTIAL, EXCLUSIVE = 2, 0.5
+PARTIAL, EXCLUSIVE = 2, 0.4
 """Groups shared of the four, and the share of channels exclusive to a network."""
+KERNELS = ("average", "RegMean, MTZ", "least squares")
 
 
 def sharings(p: Pair) -> Iterator[tuple[str, Sharing]]:
@@ -74,10 +75,11 @@ def kernels(p: Pair, sharing: Sharing) -> Iterator[tuple[str, Merged]]:
         new = recalibrate(train, merged.params, data, progress=False)
         return merged._replace(params=new)
 
-    yield "average", anew(cj.merge.average(p.networks, sharing, data[0]))
+    average, regmean, fitted = KERNELS
+    yield average, anew(cj.merge.average(p.networks, sharing, data[0]))
     given = p.networks, sharing, data
-    yield "RegMean, MTZ", anew(cj.merge.regmean(*given, progress=False))
-    yield "least squares", cj.merge.least_squares(*given, progress=False)
+    yield regmean, anew(cj.merge.regmean(*given, progress=False))
+    yield fitted, cj.merge.least_squares(*given, progress=False)
 
 
 def figures(p: Pair, merged: Merged, test: Split) -> Row:
