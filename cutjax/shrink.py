@@ -11,7 +11,8 @@ from jax.core import Tracer
 from cutjax.dims import Fixed, Keep, count, kept
 from cutjax.errors import KeepError, MismatchError, suggest
 from cutjax.graph import Graph
-from cutjax.mirror import mirrored, named_leaves, namesake, path_name
+from cutjax.members import map_mirrored
+from cutjax.mirror import mirrored, named_leaves, path_name
 from cutjax.resize import Axes, Hook, resized
 
 
@@ -122,30 +123,13 @@ def take(leaf: Any, index: np.ndarray, axis: int) -> Any:
 def _map_members(change: Callable, params: Any, graph: Graph, keep: Keep) -> Any:
     # Which outputs a keep cuts off is for functions to say: they know the tasks.
     graph.check_keep(keep, ())
-    itself = jax.tree.structure(params) == graph.treedef
-    if itself:
-        check_params(params, graph)
-    hits = []
-
-    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
-        own, shape = path_name(path), tuple(jnp.shape(leaf))
-        name = own if itself else namesake(own, graph.shapes)
-        # A number kept per parameter (a step, a norm) has no channels to cut.
-        if name is None or (shape == () and not itself):
-            return leaf
-        if shape != graph.shapes[name].shape:
-            raise MismatchError(
-                f"{own!r} is {list(shape)}, but the parameter {name!r} that it goes "
-                f"with is {list(graph.shapes[name].shape)}: such a leaf cannot be cut "
-                "along; make it again from the cut parameters (`optimizer.init`)"
-            )
-        hits.append(name)
-        return change(leaf, graph.axes[name])
-
-    out = jax.tree_util.tree_map_with_path(visit, params)
-    if graph.shapes and not hits:
-        check_params(params, graph)
-    return out
+    return map_mirrored(
+        *(change, params, graph),
+        check=check_params,
+        fits=lambda shape, graph, name: shape == graph.shapes[name].shape,
+        remedy=": such a leaf cannot be cut along; make it again from the cut "
+        "parameters (`optimizer.init`)",
+    )
 
 
 def check_params(params: Any, graph: Graph) -> None:

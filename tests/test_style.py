@@ -30,7 +30,7 @@ LAYERS = [
             "naming",
             "proof",
         ),
-        *("resize", "trace", "shrink", "cut_state", "gate"),
+        *("resize", "trace", "members", "shrink", "cut_state", "gate"),
     },
     {
         *("readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan"),

@@ -73,8 +73,7 @@ def _is_in(atom: Any, numbers: Mapping[Any, int]) -> bool:
 
 def kernel_of(prog: Program, index: int) -> str:
     """The parameter that a reader reads."""
-    site = prog.frame.sites[index]
-    return prog.paths[prog.origins[prog.frame.jaxpr.eqns[index].invars[1 - site.at]]]
+    return prog.paths[prog.origins[prog.kernel(index)]]
 
 
 def read_axes(prog: Program) -> dict[str, tuple[int, ...]]:
@@ -82,8 +81,7 @@ def read_axes(prog: Program) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for index in sorted(prog.frame.sites):
         reader = prog.reader(index)
-        kernel = reader.eqn.invars[1 - reader.site.at] if is_matrix(reader) else None
-        if kernel is not None and kernel in prog.origins:
+        if is_matrix(reader) and prog.kernel(index) in prog.origins:
             path, axes = kernel_of(prog, index), _read_along(prog, index)
             found[path] = tuple(sorted({*found.get(path, ()), *axes}))
     return found
@@ -112,9 +110,7 @@ def _check_uses(job: Joint, networks: Networks, slots: Mapping[str, Slots]) -> N
 def _reads(prog: Program, index: int, number: int) -> bool:
     if index < 0 or index not in prog.frame.sites or not is_matrix(prog.reader(index)):
         return False
-    site = prog.frame.sites[index]
-    kernel = prog.frame.jaxpr.eqns[index].invars[1 - site.at]
-    return prog.origins.get(kernel) == number
+    return prog.origins.get(prog.kernel(index)) == number
 
 
 def _one_to_one(slots: np.ndarray) -> bool:
@@ -122,8 +118,7 @@ def _one_to_one(slots: np.ndarray) -> bool:
 
 
 def _read_along(prog: Program, index: int) -> tuple[int, ...]:
-    reader = prog.reader(index)
-    kernel = reader.eqn.invars[1 - reader.site.at]
+    reader, kernel = prog.reader(index), prog.kernel(index)
     param = prog.frame.jaxpr.invars[prog.origins[kernel]]
     axes = channel_axes(reader, 1 - reader.site.at)
     if kernel is param:

@@ -9,8 +9,9 @@ import numpy as np
 from cutjax._compat import Literal
 from cutjax.dims import Axis, Fixed, Leaf
 from cutjax.merge.join import step
-from cutjax.merge.slots import Slots, places, summed
-from cutjax.recover.follow import ADD, DIV, MUL, NEG, SUB
+from cutjax.merge.permute import places
+from cutjax.merge.slots import Slots, summed
+from cutjax.recover.follow import NEG, is_affine
 from cutjax.recover.program import SAME, Program
 from cutjax.resize import freeze
 from cutjax.rules.base import shape_of
@@ -68,10 +69,10 @@ def affine_path(prog: Program, index: int) -> list[int]:
             break
         if eqn.primitive not in SAME and eqn.primitive is not NEG:
             at = eqn.invars.index(var)
-            affine = eqn.primitive in (*ADD, SUB, MUL) or (
-                eqn.primitive is DIV and at == 0
-            )
-            if not affine or prog.frame.read(eqn.invars[1 - at]).data:
+            other = eqn.invars[1 - at] if len(eqn.invars) == 2 else None
+            if other is None or not is_affine(eqn.primitive, at):
+                break
+            if prog.frame.read(other).data:
                 break
         path.append(users[0])
         (var,) = eqn.outvars

@@ -193,7 +193,7 @@ class Parts(NamedTuple):
 
 
 def evaluate(
-    job: Joint, parts: Parts, inputs: Sequence[Any], names: Sequence[str]
+    job: Joint, parts: Parts, inputs: Sequence[Any]
 ) -> tuple[dict[Any, Any], dict[str, list[Any]]]:
     """Values of the shared side, and the outputs of each network.
 
@@ -201,14 +201,12 @@ def evaluate(
         job: the merged architecture.
         parts: its parameters.
         inputs: leaves of the inputs.
-        names: of the networks to run.
     """
     shared = start(job.shared, parts.shared, inputs)
     for index in job.trunk:
         step(job.shared, index, shared)
     outs = {}
-    for name in names:
-        prog = job.own[name]
+    for name, prog in job.own.items():
         env = start(prog, parts.own[name], inputs)
         for index in needs(prog, prog.frame.jaxpr.outvars):
             own_step(job, name, index, env, shared, parts.reads[name])
@@ -307,8 +305,7 @@ def _held(prog: Program, reader: Reader, axes: Sequence[int]) -> int:
 def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:
     """The kernel from shared channels to a network's own, as the function moves it."""
     prog = job.own[name]
-    reader = prog.reader(index)
-    kernel = reader.eqn.invars[1 - reader.site.at]
+    reader, kernel = prog.reader(index), prog.kernel(index)
     env = {prog.frame.jaxpr.invars[prog.origins[kernel]]: leaf}
     inner, made = (
         {prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)}

@@ -128,8 +128,3 @@ def renew(prog: Program, env: Env, leaves: Mapping[str, Any], paths: Any) -> Non
         env.pop(var, None)
     for number in numbers:
         env[prog.frame.jaxpr.invars[number]] = leaves[prog.paths[number]]
-
-
-def kernel_atom(prog: Program, index: int) -> Any:
-    """The operand of a reader that is its kernel."""
-    return prog.frame.jaxpr.eqns[index].invars[1 - prog.frame.sites[index].at]

@@ -81,7 +81,7 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
     def apply(params: Any, *inputs: Any) -> dict[str, Any]:
         job = joint(networks, sharing, inputs)
         leaves = jax.tree.leaves(inputs)
-        _, outs = evaluate(job, unpacked(params, networks), leaves, tuple(networks))
+        _, outs = evaluate(job, unpacked(params, networks), leaves)
         found = {}
         for name, net in networks.items():
             found |= answers(name, restored(net, inputs, outs[name]))
@@ -114,7 +114,7 @@ def train_apply(
         more = needs(job.shared, [outvars[i] for i in held])
         job = job._replace(trunk=sorted({*job.trunk, *more}))
         leaves = jax.tree.leaves(inputs)
-        shared, outs = evaluate(job, parts, leaves, tuple(networks))
+        shared, outs = evaluate(job, parts, leaves)
         found: dict[str, Any] = {}
         for name, net in networks.items():
             found |= answers(name, restored(net, inputs, outs[name])[0])
@@ -132,19 +132,20 @@ def train_apply(
 def _mirrors(net: Network, inputs: Sequence[Any]) -> dict[int, str]:
     """Which flat outputs are new values of which parameters."""
     shapes = {path: s.shape for path, s in net.graph.shapes.items()}
-    params = jax.tree.unflatten(net.graph.treedef, list(net.graph.shapes.values()))
-    found = jax.tree_util.tree_flatten_with_path(
-        jax.eval_shape(net.apply, params, *inputs)
-    )[0]
+    found = jax.tree_util.tree_flatten_with_path(_returned(net, inputs))[0]
     named = [mirrored(path_name(p), leaf.shape, shapes) for p, leaf in found]
     return {i: path for i, path in enumerate(named) if path is not None}
 
 
 def restored(net: Network, inputs: Sequence[Any], flat: Sequence[Any]) -> Any:
     """Flat outputs in the structure that a network's function returns."""
+    return jax.tree.unflatten(jax.tree.structure(_returned(net, inputs)), flat)
+
+
+def _returned(net: Network, inputs: Sequence[Any]) -> Any:
+    """The shapes of what a network's function returns."""
     shapes = jax.tree.unflatten(net.graph.treedef, list(net.graph.shapes.values()))
-    tree = jax.tree.structure(jax.eval_shape(net.apply, shapes, *inputs))
-    return jax.tree.unflatten(tree, flat)
+    return jax.eval_shape(net.apply, shapes, *inputs)
 
 
 def answers(name: str, out: Any) -> dict[str, Any]:

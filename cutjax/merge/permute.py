@@ -1,18 +1,17 @@
 """Putting the channels of groups in another order, in every member at once."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from cutjax.dims import Axis, Concat, Leaf, Product
-from cutjax.errors import KeepError, MismatchError
+from cutjax.errors import KeepError
 from cutjax.graph import Graph
+from cutjax.members import map_mirrored
 from cutjax.merge.structure import check_structure, fits
-from cutjax.mirror import namesake, path_name
 from cutjax.shrink import take
 
 Permutation: TypeAlias = Mapping[str, Int[np.ndarray, "_"]]
@@ -49,29 +48,12 @@ def permute(params: Any, graph: Graph, permutation: Permutation) -> Any:
         {'a': [[2.0, 1.0]], 'b': [[4.0], [3.0]]}
     """
     moves = check_permutation(graph, permutation)
-    itself = jax.tree.structure(params) == graph.treedef
-    if itself:
-        check_structure(params, graph, "params")
-    hits = []
-
-    def visit(path: tuple[Any, ...], leaf: Any) -> Any:
-        own, shape = path_name(path), tuple(jnp.shape(leaf))
-        name = own if itself else namesake(own, graph.shapes)
-        # A number kept per parameter (a step, a norm) has no channels to move.
-        if name is None or (shape == () and not itself):
-            return leaf
-        if not fits(shape, graph, name):
-            raise MismatchError(
-                f"{own!r} is {list(shape)}, but the parameter {name!r} that it goes "
-                f"with is {list(graph.shapes[name].shape)}"
-            )
-        hits.append(name)
-        return reordered(leaf, graph.axes[name], moves)
-
-    out = jax.tree_util.tree_map_with_path(visit, params)
-    if graph.shapes and not hits:
-        check_structure(params, graph, "params")
-    return out
+    return map_mirrored(
+        lambda leaf, axes: reordered(leaf, axes, moves),
+        *(params, graph),
+        check=partial(check_structure, who="params"),
+        fits=fits,
+    )
 
 
 def reordered(leaf: Any, axes: tuple[Axis, ...], moves: Permutation) -> Any:
@@ -84,25 +66,33 @@ def reordered(leaf: Any, axes: tuple[Axis, ...], moves: Permutation) -> Any:
 
 
 def places(axis: Axis, moves: Permutation) -> Int[np.ndarray, "_"]:
-    """Which position of an axis each position of the reordered axis is.
+    """Where each position of an axis is told to be by its channels; -1 for nowhere.
+
+    Args:
+        axis: the layout.
+        moves: by group, a position for each channel; negative ones are nowhere.
 
     Example:
         >>> axis = Product((Leaf("heads", 2), Leaf("width", 2)))
         >>> places(axis, {"heads": np.array([1, 0])}).tolist()
         [2, 3, 0, 1]
+        >>> places(axis, {"heads": np.array([1, -2])}).tolist()
+        [2, 3, -1, -1]
     """
     match axis:
         case Leaf(name, _) if name in moves:
-            return np.asarray(moves[name])
+            return np.maximum(moves[name], -1)
         case Product(parts):
             out = np.zeros(1, int)
             for part in parts:
-                out = (out[:, None] * part.size + places(part, moves)).reshape(-1)
+                outer, inner = out[:, None], places(part, moves)
+                whole = outer * part.size + inner
+                out = np.where((outer < 0) | (inner < 0), -1, whole).reshape(-1)
             return out
         case Concat(parts):
             starts = np.cumsum([0, *(part.size for part in parts)])[:-1]
-            each = zip(parts, starts, strict=True)
-            return np.concatenate([places(part, moves) + at for part, at in each])
+            each = [(places(p, moves), at) for p, at in zip(parts, starts, strict=True)]
+            return np.concatenate([np.where(p < 0, -1, p + at) for p, at in each])
         case _:
             return np.arange(axis.size)
 

@@ -33,7 +33,6 @@ from cutjax.merge.kernels import (
     bias_at,
     by_members,
     fitted,
-    kernel_atom,
     measure,
     put,
     renew,
@@ -216,9 +215,7 @@ def _is_free(prog: Program, index: int) -> bool:
     """Whether an equation is a reader whose kernel nothing else uses."""
     if index not in prog.frame.sites or not is_matrix(prog.reader(index)):
         return False
-    eqn, at = prog.frame.jaxpr.eqns[index], prog.frame.sites[index].at
-    kernel = eqn.invars[1 - at]
-    number = prog.origins.get(kernel)
+    number = prog.origins.get(prog.kernel(index))
     return number is not None and terminals(prog, number) == {index}
 
 
@@ -314,7 +311,7 @@ def _written_own(
 ) -> Parts:
     new, mixing, bias, shift = what
     prog = job.joint.own[name]
-    reader, atom = prog.reader(index), kernel_atom(prog, index)
+    reader, atom = prog.reader(index), prog.kernel(index)
     path, own, reads = kernel_of(prog, index), {**parts.own[name]}, parts.reads[name]
     if mixing:
         leaf = reads[path]

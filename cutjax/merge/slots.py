@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from cutjax.dims import Axis, Concat, Leaf, Product
+from cutjax.dims import Axis
 from cutjax.graph import Graph
+from cutjax.merge.permute import places
 from cutjax.merge.sharing import OWN, Sharing
 
 Slots = Mapping[str, Int[np.ndarray, "_"]]
@@ -38,36 +39,6 @@ def own_keep(
         g.name: slots[g.name] == OWN if g.name in slots else np.zeros(g.size, bool)
         for g in graph.free
     }
-
-
-def places(axis: Axis, slots: Slots) -> Int[np.ndarray, "_"]:
-    """For each position of an axis, where the shared one stands in the axis, or -1.
-
-    Example:
-        >>> axis = Product((Leaf("heads", 2), Leaf("width", 2)))
-        >>> places(axis, {"heads": np.array([1, -1])}).tolist()
-        [2, 3, -1, -1]
-    """
-    match axis:
-        case Leaf(name, _) if name in slots:
-            return np.maximum(slots[name], -1)
-        case Product(parts):
-            out = np.zeros(1, int)
-            for part in parts:
-                inner = places(part, slots)
-                whole = out[:, None] * part.size + inner
-                out = np.where((out[:, None] < 0) | (inner < 0), -1, whole).ravel()
-            return out
-        case Concat(parts):
-            starts = np.cumsum([0, *(part.size for part in parts)])
-            each = [places(part, slots) for part in parts]
-            moved = [
-                np.where(p < 0, -1, p + s)
-                for p, s in zip(each, starts[:-1], strict=True)
-            ]
-            return np.concatenate(moved)
-        case _:
-            return np.arange(axis.size)
 
 
 def summed(

@@ -47,7 +47,7 @@ def reach_of(prog: Program, stop: int) -> Reach:
         if eqn.primitive not in SAME and eqn.primitive is not NEG:
             at = eqn.invars.index(var)
             other = eqn.invars[1 - at] if len(eqn.invars) == 2 else None
-            if other is None or not _affine(eqn.primitive, at):
+            if other is None or not is_affine(eqn.primitive, at):
                 break
             value = prog.frame.read(other)
             summed = eqn.primitive in ADD or eqn.primitive is SUB
@@ -71,7 +71,8 @@ def reach_of(prog: Program, stop: int) -> Reach:
     return Reach((), bias)
 
 
-def _affine(prim: Any, at: int) -> bool:
+def is_affine(prim: Any, at: int) -> bool:
+    """Whether an operation scales or shifts its operand `at` by the other one."""
     return prim in ADD or prim in (SUB, MUL) or (prim is DIV and at == 0)
 
 

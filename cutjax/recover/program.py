@@ -47,6 +47,10 @@ class Program(NamedTuple):
         outs = [self.frame.values[var] for var in eqn.outvars]
         return Reader(eqn, self.frame.sites[index], ins, outs)
 
+    def kernel(self, index: int) -> Any:
+        """The operand of a reader that it is read by."""
+        return self.frame.jaxpr.eqns[index].invars[1 - self.frame.sites[index].at]
+
 
 def program(
     apply: Callable[..., Any],

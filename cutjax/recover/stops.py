@@ -64,7 +64,7 @@ def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
         child: the child's parameters by path.
     """
     found = [i for i in sorted(prog.frame.sites) if is_matrix(prog.reader(i))]
-    kernels = {i: prog.origins.get(_kernel(prog, i)) for i in found}
+    kernels = {i: prog.origins.get(prog.kernel(i)) for i in found}
     of_param: dict[int, set[int]] = {}
     for index, number in kernels.items():
         if number is not None:
@@ -75,14 +75,9 @@ def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
     return _shared(_own_bias(prog, [stop for stop in stops if stop is not None]))
 
 
-def _kernel(prog: Program, index: int) -> Any:
-    reader = prog.reader(index)
-    return reader.eqn.invars[1 - reader.site.at]
-
-
 def _stop(prog: Program, index: int, shapes: Mapping[str, Any]) -> Stop | None:
     reader, kept = prog.reader(index), prog.evaluator.k
-    at, var = 1 - reader.site.at, _kernel(prog, index)
+    at, var = 1 - reader.site.at, prog.kernel(index)
     path = prog.paths[prog.origins[var]]
     sizes = [kept.count(d) for d in reader.ins[at].dims]
     if 0 in sizes or any(kept.count(d) == 0 for d in reader.outs[0].dims):
