@@ -16,7 +16,7 @@ from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.flow import flow_of
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
-from cutjax.mirror import mirrored, named_leaves
+from cutjax.mirror import mirrored, named_leaves, path_name
 from cutjax.naming import names_of, pin_crumbs, pin_unused
 from cutjax.proof import ties_of
 from cutjax.resize import freeze
@@ -201,9 +201,9 @@ def _tasks(out: Any, shapes: Mapping[str, Any]) -> tuple[list, tuple[str, ...]]:
     sizes = {name: s.shape for name, s in shapes.items()}
     several = isinstance(out, dict) and all(isinstance(task, str) for task in out)
     outputs = []
-    for name, leaf in named_leaves(out).items():
-        state = mirrored(name, leaf.shape, sizes) is not None
-        task = name.split("/")[0] if several else OUTPUT
+    for path, leaf in jax.tree_util.tree_flatten_with_path(out)[0]:
+        state = mirrored(path_name(path), leaf.shape, sizes) is not None
+        task = path[0].key if several else OUTPUT  # a task's name may have a slash
         outputs.append((None if state else task, leaf))
     return outputs, tuple(
         dict.fromkeys(task for task, _ in outputs if task is not None)

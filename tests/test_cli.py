@@ -87,7 +87,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0
-    assert {"train", "trace", "cut", "bench", "demo"} == set(COMMANDS)
+    assert {"train", "trace", "cut", "merge", "bench", "demo"} == set(COMMANDS)
     assert all(f"• {name} " in said for name in COMMANDS)
 
 

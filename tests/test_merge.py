@@ -284,6 +284,31 @@ def test_least_squares_equals_an_independent_solver():
         np.testing.assert_allclose(got, best, atol=2e-2 * np.abs(best).max())
 
 
+def test_repair_sets_spread_and_mean_to_those_of_the_networks():
+    networks = mlps(3, 4)
+    data = [normal(400 + i, 256, 5) for i in range(4)]
+    merged = cj.merge.repair(networks, {}, data, rows=1 << 20, progress=False)
+    plain = cj.merge.average(networks, {}, X)
+    x, made = np.concatenate(data), []
+    for net in networks.values():
+        h = np.maximum(x @ net.params["a"], 0)
+        made.append(h @ net.params["b"] + net.params["c"])
+    made = np.concatenate(made)
+
+    def second(p: Any) -> Any:
+        return np.maximum(x @ p["a"], 0) @ p["b"] + p["c"]
+
+    got = second(merged.params["params"]["shared"])
+    np.testing.assert_allclose(got.std(0), made.std(0), rtol=1e-3)
+    np.testing.assert_allclose(got.mean(0), made.mean(0), atol=1e-3)
+    averaged = second(plain.params["params"]["shared"]).std(0)
+    assert (np.abs(averaged / made.std(0) - 1) > 0.05).any()
+    answers = merged.apply(merged.params, x)
+    for name, net in networks.items():
+        own = np.asarray(mlp(net.params, x))
+        np.testing.assert_allclose(answers[name].std(0), own.std(0), rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     "name", ["vgg", pytest.param("resnet18", marks=pytest.mark.slow)]
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 from typing import Any
 
 import jax
@@ -108,3 +111,101 @@ def test_regrouped_networks_run_what_a_subset_needs_and_can_be_cut():
     for name, y in small_apply(small, X).items():
         np.testing.assert_allclose(y, masked[name], rtol=1e-4, atol=1e-4)
     assert OWN == -1 and info.alpha is not None
+
+
+def heads(p: Any, x: Any) -> dict[str, Any]:
+    h = jax.nn.relu(x @ p["a"])
+    return {"age": h @ p["b"], "smile": h @ p["c"]}
+
+
+def two_headed(seed: int) -> dict[str, Any]:
+    shapes = {"a": (6, 8), "b": (8, 2), "c": (8, 3)}
+    return {k: normal(seed + i, *s) for i, (k, s) in enumerate(shapes.items())}
+
+
+def test_each_task_of_each_network_is_a_task_of_the_merged_one():
+    graph = cj.trace(heads, two_headed(0), X)
+    nets = {n: Network(heads, two_headed(s), graph) for n, s in (("p", 0), ("q", 9))}
+    merged = cj.merge.average(nets, cj.merge.until(graph, list(nets), {}, []), X)
+    whole = cj.trace(merged.apply, merged.params, X)
+    assert whole.tasks == ("p/age", "p/smile", "q/age", "q/smile")
+    keep = {g.name: np.arange(g.size) > 0 for g in whole.free}
+    small_apply, small = cj.cut(merged.apply, merged.params, whole, keep, ["q/age"])
+    masked = merged.apply(cj.mask(merged.params, whole, keep), X)
+    found = small_apply(small, X)
+    assert list(found) == ["q/age"]
+    np.testing.assert_allclose(found["q/age"], masked["q/age"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_merged_function_does_not_hold_the_networks():
+    nets = networks(one=params(0), two=params(40))
+    held = weakref.ref(nets["two"].params["a"])
+    merged = cj.merge.average(nets, {}, X)
+    del nets
+    gc.collect()
+    assert held() is None
+    assert set(merged.apply(merged.params, X)) == {"one", "two"}
+
+
+def test_pruning_after_regrouping_spares_what_is_exclusive():
+    nets = networks(one=params(0), two=params(40))
+    rng = np.random.default_rng(0)
+    scores = {n: {g.name: rng.random(g.size) for g in GRAPH.free} for n in nets}
+    sharing, info = cj.merge.pam(nets, scores, DATA, exclusive=0.3, progress=False)
+    widths = cj.merge.own_widths(sharing)
+    assert {g: w for g, w in widths.items() if any(w.values())} == {
+        g: w for g, w in info.exclusive.items() if any(w.values())
+    }
+    merged = cj.merge.average(nets, sharing, X)
+    graph = cj.trace(merged.apply, merged.params, X)
+    own = cj.merge.exclusive_groups(graph)
+    assert own and all("own" in name for name in own)
+    alike = {t: {g.name: np.ones(g.size) for g in graph.free} for t in graph.tasks}
+    keep, _ = cj.plan(graph, alike, budget=cj.Budget(params=0.8), pin=own)
+    cut = {g.name for g in graph.free if not keep[g.name].all()}
+    assert cut and not cut & {*own}
+
+
+def test_gates_of_exclusive_groups_are_charged_nothing():
+    half = np.where(np.arange(8) < 4, OWN, np.arange(8))
+    part = {"b:1": {"one": half, "two": half}}
+    merged = cj.merge.average(networks(one=params(0), two=params(40)), part, X)
+    graph = cj.trace(merged.apply, merged.params, X)
+    own = cj.merge.exclusive_groups(graph)
+    gates = cj.stochastic.vib()
+    state = gates.init(jax.random.key(0), graph)
+    costs = {g.name: 0.0 if g.name in own else 1.0 for g in graph.free}
+
+    def charged(state: Any) -> Any:
+        paid = cj.stochastic.weigh(gates.penalty(state), costs)
+        return sum(values.sum() for values in paid.values())
+
+    steep = jax.grad(charged)(state)
+    for group in graph.free:
+        moves = bool(jnp.any(steep[group.name]["mu"] != 0))
+        assert moves == (group.name not in own), group.name
+
+
+def test_tasks_may_look_at_different_inputs():
+    nets = networks(one=params(0), two=params(40))
+    half = np.where(np.arange(8) < 4, OWN, np.arange(8))
+    merged = cj.merge.average(nets, {"b:1": {"one": half, "two": half}}, X)
+    apart = cj.merge.each_its_input(merged.apply)
+    inputs = {"one": DATA[0], "two": DATA[1]}
+    found = apart(merged.params, inputs)
+    for name, x in inputs.items():
+        whole = merged.apply(merged.params, x)
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-6)
+        assert np.abs(found[name] - merged.apply(merged.params, X)[name]).max() > 0.1
+    graph = cj.trace(apart, merged.params, inputs)
+    once = cj.trace(merged.apply, merged.params, X)
+    each = [once.cost(tasks=(name,)).flops for name in nets]
+    assert graph.cost().flops == sum(each) > once.cost().flops
+    assert graph.cost().params == once.cost().params
+    keep = {g.name: np.arange(g.size) > 0 for g in graph.free if g.size > 1}
+    small_apply, small = cj.cut(apart, merged.params, graph, keep)
+    masked = apart(cj.mask(merged.params, graph, keep), inputs)
+    for name, y in small_apply(small, inputs).items():
+        np.testing.assert_allclose(y, masked[name], rtol=1e-4, atol=1e-4)
+    with pytest.raises(cj.CutjaxError, match="no task 'tow'.*two"):
+        apart(merged.params, {"tow": X})

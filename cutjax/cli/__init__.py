@@ -1,4 +1,4 @@
-"""The command `cutjax`: train, trace, cut, bench, demo.
+"""The command `cutjax`: train, trace, cut, merge, bench, demo.
 
 A file per command holds its arguments, whose docstring is the help text, and `run`.
 What takes long to import is imported by `run`: `--help` does not wait for it.
@@ -12,22 +12,24 @@ from typing import Annotated, Any, Union, cast
 
 import tyro
 
-from cutjax.cli import bench, cut, demo, trace, train
+from cutjax.cli import bench, cut, demo, merge, trace, train
 from cutjax.cli.common import complaint, quiet
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (train.Train, train.run),
     "trace": (trace.Trace, trace.run),
     "cut": (cut.Cut, cut.run),
+    "merge": (merge.Merge, merge.run),
     "bench": (bench.Bench, bench.run),
     "demo": (demo.Demo, demo.run),
 }
 
-DESCRIPTION = """cutjax makes JAX models smaller: train, trace, cut, bench.
+DESCRIPTION = """cutjax makes JAX models smaller: train, trace, cut, merge, bench.
 
   cutjax train --out runs/parent
   cutjax trace
   cutjax cut --parent runs/parent --tasks left larger --params 0.32 --out runs/cut
+  cutjax merge one=runs/one two=runs/two --layers 4 --out runs/merged
   cutjax bench runs/parent runs/cut
 
 `cutjax COMMAND --help` explains a command and its options."""

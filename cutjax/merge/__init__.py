@@ -1,6 +1,7 @@
 """Many networks into one: alignment, shared and own channels, merged parameters."""
 
 from cutjax.merge.align import align as align, align_all as align_all
+from cutjax.merge.buffers import unique_bytes as unique_bytes
 from cutjax.merge.cabs import cabs as cabs, cabs_masks as cabs_masks
 from cutjax.merge.correlation import correlations as correlations
 from cutjax.merge.evidence import (
@@ -8,14 +9,20 @@ from cutjax.merge.evidence import (
     by_scores as by_scores,
 )
 from cutjax.merge.informed import information as information
+from cutjax.merge.inputs import each_its_input as each_its_input
 from cutjax.merge.merged import (
     Merged as Merged,
     average as average,
     train_apply as train_apply,
 )
 from cutjax.merge.network import Network as Network
+from cutjax.merge.pam import exclusive_groups as exclusive_groups, pam as pam
 from cutjax.merge.permute import permute as permute
-from cutjax.merge.refit import least_squares as least_squares, regmean as regmean
+from cutjax.merge.refit import (
+    least_squares as least_squares,
+    regmean as regmean,
+    repair as repair,
+)
 from cutjax.merge.regroup import (
     pam_sharing as pam_sharing,
     regroup as regroup,
@@ -30,6 +37,11 @@ from cutjax.merge.sharing import (
     own_widths as own_widths,
     shared_widths as shared_widths,
     until as until,
+)
+from cutjax.merge.subsets import (
+    Programs as Programs,
+    Subset as Subset,
+    programs as programs,
 )
 from cutjax.merge.ties import ties as ties
 from cutjax.merge.vectors import arithmetic as arithmetic, vectors as vectors

@@ -86,14 +86,19 @@ def _alpha(
     count: Callable[[Counts], Int[np.ndarray, "k"]],
     what: str,
 ) -> float:
-    """Of the alphas that give the least number that is enough, the widest range."""
+    """Of the alphas that give the least number that is enough, the widest range.
+
+    Exclusive channels first grow in number with alpha and then become fewer, as more
+    and more are dropped: only the alphas up to the most are looked at.
+    """
     edges = np.unique(np.concatenate([[-np.inf], *_steps(levels)]))
     edges = edges[edges < np.inf]
     number = count(counts(levels, edges))
     if number.max() < wanted:
         raise BudgetError(f"{wanted} {what} wanted; {number.max()} are the most")
+    number = number[: number.argmax() + 1] if number.argmax() else number
     # Below all edges nothing is irrelevant, above them everything is dropped.
-    width = np.array([np.inf, *np.diff(edges[1:]), 0.0])[: edges.size]
+    width = np.array([np.inf, *np.diff(edges[1:]), 0.0])[: number.size]
     best = np.where(number == number[number >= wanted].min(), width, -1).argmax()
     low, high = float(edges[best]), float(edges[min(best + 1, edges.size - 1)])
     middle = (low + high) / 2

@@ -1,6 +1,7 @@
 """What a refitted kernel is fitted to and by, and where it is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from cutjax.recover.rows import Sample, features_of, made_axes, rows_of
 from cutjax.resize import Reader
 
 Env = dict[Any, Any]
+Solve = Callable[[Sequence[Moments], np.ndarray, bool], normal.Solution]
 
 measure = jax.jit(normal.moments)
 
@@ -25,7 +27,7 @@ def by_members(
     found: Mapping[str, list[Moments]],
     members: Mapping[str, np.ndarray],
     prior: np.ndarray,
-    damping: float | None,
+    solve: Solve,
     intercept: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One fit for all channels that the same networks went into."""
@@ -36,7 +38,7 @@ def by_members(
         names = [name for name, there in zip(found, pattern, strict=True) if there]
         if names:
             parts = [_columns(m, at) for name in names for m in found[name]]
-            fit = fitted(parts, prior[..., at], damping, intercept)
+            fit = solve(parts, prior[..., at], intercept)
             kernel[..., at], shift[:, at] = fit.kernel, fit.shift
     return kernel, shift
 
@@ -46,8 +48,20 @@ def _columns(m: Moments, at: np.ndarray) -> Moments:
     return m._replace(made=made, cross=cross, square=square)
 
 
+def scaled(
+    parts: Sequence[Moments], prior: np.ndarray, intercept: bool
+) -> normal.Solution:
+    """The kernel so far, what it makes scaled and shifted to what it should be."""
+    return normal.rescaled(normal.merged(parts), prior, intercept=intercept)
+
+
+def damped(damping: float | None) -> Solve:
+    """Least squares with a damping, or one that the data choose."""
+    return partial(fitted, damping)
+
+
 def fitted(
-    parts: Sequence[Moments], prior: np.ndarray, damping: float | None, intercept: bool
+    damping: float | None, parts: Sequence[Moments], prior: np.ndarray, intercept: bool
 ) -> normal.Solution:
     """Least squares on the moments of some batches; every fourth one judges."""
     if damping is None and len(parts) > 3:

@@ -77,6 +77,7 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
         networks: by name; only their functions and graphs are used.
         sharing: of their channels.
     """
+    networks = _bare(networks)
 
     def apply(params: Any, *inputs: Any) -> dict[str, Any]:
         job = joint(networks, sharing, inputs)
@@ -105,6 +106,8 @@ def train_apply(
         parameters; the statistics of shared channels are one for all.
     """
 
+    networks = _bare(networks)
+
     def apply(params: Any, *inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         job, parts = joint(networks, sharing, inputs), unpacked(params, networks)
         first = next(iter(networks.values()))
@@ -127,6 +130,11 @@ def train_apply(
         return found, {name: tree[name] for name in changed if name in tree}
 
     return apply
+
+
+def _bare(networks: Networks) -> Networks:
+    """Without parameters: a function should not hold those of the originals."""
+    return {name: net._replace(params=None) for name, net in networks.items()}
 
 
 def _mirrors(net: Network, inputs: Sequence[Any]) -> dict[int, str]:

@@ -4,7 +4,7 @@ Reader after reader, in execution order. A shared channel should be, after whate
 normalises or shifts it, the mean of the channels that went into it; a network's own
 channel what it was. What is read is the merged network's, already refitted upstream
 (least squares), or each network's own (RegMean, MTZ): then a shared kernel is the mean
-of the kernels, weighed by the second moments of what they read.
+of the kernels, weighed by the second moments of what they read. REPAIR only scales.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,11 +32,12 @@ from cutjax.merge.kernels import (
     Env,
     bias_at,
     by_members,
-    fitted,
+    damped,
     measure,
     put,
     renew,
     sample_of,
+    scaled,
     shifted,
     sound,
 )
@@ -44,7 +45,7 @@ from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
 from cutjax.merge.network import Networks, check_alike
 from cutjax.merge.sharing import Sharing, check
 from cutjax.merge.slots import slots_of
-from cutjax.merge.targets import Batch, Job, wanted_of
+from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.readers import channel_axes
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, needs, positions, read, terminals
@@ -102,7 +103,7 @@ def least_squares(
         CVPR 2025, eq. 4; here in lockstep.
     """
     given = networks, sharing, list(batches), merged
-    return _refitted(*given, "merged", damping, rows, progress)
+    return _refitted(*given, Way(damped(damping)), rows, progress)
 
 
 def regmean(
@@ -142,7 +143,47 @@ def regmean(
         NeurIPS 2018, eq. 8.
     """
     given = networks, sharing, list(batches), merged
-    return _refitted(*given, "own", damping, rows, progress)
+    way = Way(damped(damping), originals=True, apart=True)
+    return _refitted(*given, way, rows, progress)
+
+
+def repair(
+    networks: Networks,
+    sharing: Sharing,
+    batches: Iterable[Any],
+    *,
+    merged: Merged | None = None,
+    rows: int = 64,
+    progress: bool = True,
+) -> Merged:
+    """One network whose channels are as wide as those that went into them.
+
+    What every reader makes is scaled, and where there is a bias shifted, to the standard
+    deviation and mean that it has in the networks. Two numbers per channel, for networks
+    without BatchNorm; with it, `recalibrate` the `train_apply`.
+
+    Args:
+        networks: see `least_squares`.
+        sharing: see `least_squares`.
+        batches: see `least_squares`.
+        merged: see `least_squares`.
+        rows: see `least_squares`.
+        progress: show a progress bar.
+
+    Returns:
+        The function and its parameters.
+
+    Raises:
+        DataError: no data, or NaN in what a reader reads or should make.
+        KeepError: the sharing does not fit, or cannot be.
+        MismatchError: the networks are not of one architecture.
+
+    Reference:
+        Jordan et al., REPAIR: REnormalizing Permuted Activations for Interpolation
+        Repair, ICLR 2023, eq. 5; here in lockstep, over any number of networks.
+    """
+    given = networks, sharing, list(batches), merged
+    return _refitted(*given, Way(scaled, apart=True), rows, progress)
 
 
 def _refitted(
@@ -150,8 +191,7 @@ def _refitted(
     sharing: Sharing,
     batches: Sequence[Any],
     merged: Merged | None,
-    reads: str,
-    damping: float | None,
+    way: Way,
     rows: int,
     progress: bool,
 ) -> Merged:
@@ -166,7 +206,7 @@ def _refitted(
     wanted = {
         n: set(needs(prog, prog.frame.jaxpr.outvars)) for n, prog in both.own.items()
     }
-    job = Job(both, full, slots, wanted, rows, damping, reads == "own")
+    job = Job(both, full, slots, wanted, rows, way)
     parts = unpacked(merged.params, networks) if merged else None
     parts = parts or averaged(networks, sharing, both)
     held = [_begin(job, parts, networks, x) for x in inputs]
@@ -178,7 +218,7 @@ def _refitted(
         if index in both.trunk and _is_free(both.shared, index):
             parts = _refit_shared(job, parts, held, index)
         for name, prog in both.own.items():
-            if reads == "merged" and index in wanted[name] and _is_free(prog, index):
+            if not way.originals and index in wanted[name] and _is_free(prog, index):
                 parts = _refit_own(job, parts, held, name, index)
         for batch in held:
             _advance(job, parts, batch, index)
@@ -260,7 +300,8 @@ def _refit_shared(job: Job, parts: Parts, held: list[Batch], index: int) -> Part
             members[name] = np.asarray(one > 0)
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
     bias = bias_at(prog, index, kernel, parts.shared)
-    blocks, shift = by_members(found, members, prior, job.damping, bias is not None)
+    solve = job.way.solve
+    blocks, shift = by_members(found, members, prior, solve, bias is not None)
     new = kernel_from(reader, blocks, np.asarray(kernel), groups)
     where = positions(prog, atom, parts.shared[path].shape)
     leaves = {**parts.shared, path: put(parts.shared[path], where, new)}
@@ -301,7 +342,7 @@ def _refit_own(
         found.append(sound(measure(b, y), path))
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
     bias = bias_at(prog, index, kernel, parts.own[name])
-    fit = fitted(found, prior, job.damping, bias is not None)
+    fit = job.way.solve(found, prior, bias is not None)
     new = np.asarray(kernel_from(reader, fit.kernel, np.asarray(kernel), groups))
     return _written_own(job, parts, held, name, index, (new, mixing, bias, fit.shift))
 

@@ -9,7 +9,7 @@ import numpy as np
 from cutjax.dims import Axis, kept
 from cutjax.merge import eager
 from cutjax.merge.join import Joint
-from cutjax.merge.kernels import Env
+from cutjax.merge.kernels import Env, Solve
 from cutjax.merge.slots import Slots
 from cutjax.recover.program import Program
 
@@ -22,6 +22,19 @@ class Batch(NamedTuple):
     full: dict[str, Env]
 
 
+class Way(NamedTuple):
+    """How kernels are made.
+
+    `solve(moments of batches, kernel so far, intercept)`. `originals`: what each network
+    itself reads counts, not what the merged one does. `apart`: a shared channel should
+    be like each of the channels that went into it, else like their mean.
+    """
+
+    solve: Solve
+    originals: bool = False
+    apart: bool = False
+
+
 class Job(NamedTuple):
     """What stays the same on the way."""
 
@@ -30,8 +43,7 @@ class Job(NamedTuple):
     slots: Mapping[str, Slots]
     wanted: Mapping[str, set[int]]
     rows: int
-    damping: float | None
-    originals: bool
+    way: Way
 
 
 def wanted_of(job: Job, batch: Batch, index: int) -> dict[str, tuple[Any, Any, Any]]:
@@ -43,8 +55,9 @@ def wanted_of(job: Job, batch: Batch, index: int) -> dict[str, tuple[Any, Any, A
     (out,) = prog.frame.jaxpr.eqns[index].outvars
     path = eager.affine_path(prog, index)
     made = {n: _members_of(job, n, batch, index) for n in job.full}
-    if not job.originals:
+    if not job.way.originals:
         eager.advance(prog, index, batch.shared)
+    if not job.way.apart:
         total = sum(value for value, _ in made.values())
         number = sum(count for _, count in made.values())
         made = {"": (total, number)}
@@ -54,9 +67,9 @@ def wanted_of(job: Job, batch: Batch, index: int) -> dict[str, tuple[Any, Any, A
         mean, there = (
             _common(job, v, axes) for v in (value / np.maximum(number, 1), number)
         )
-        like = mean if job.originals else batch.shared[out]
+        like = mean if job.way.originals else batch.shared[out]
         target = eager.inverse(prog, path, batch.shared, out, mean, like)
-        read = _read_by(job, name, batch, index) if job.originals else None
+        read = _read_by(job, name, batch, index) if job.way.originals else None
         found[name] = read, target, there
     return found
 

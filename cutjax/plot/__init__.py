@@ -8,7 +8,9 @@ from cutjax.plot.bars import (
     claims as claims,
     widths as widths,
 )
+from cutjax.plot.merge import matches as matches
 from cutjax.plot.network import net as net
 from cutjax.plot.ranks import scores as scores
 from cutjax.plot.recovery import recovery as recovery
+from cutjax.plot.subsets import subset_costs as subset_costs
 from cutjax.plot.watershed import agreement as agreement

@@ -1,0 +1,105 @@
+"""Pruning-Aware Merging in one call, and the groups that pruning after it spares."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cutjax.graph import Graph
+from cutjax.merge.align import align_all
+from cutjax.merge.evidence import by_scores
+from cutjax.merge.network import Networks, check_alike
+from cutjax.merge.regroup import Regrouped, pam_sharing, regroup
+from cutjax.merge.sharing import Sharing
+from cutjax.saliency.criterion import Scores
+
+
+def pam(
+    networks: Networks,
+    scores: Mapping[str, Scores],
+    batches: Iterable[Any] | None = None,
+    *,
+    alpha: float | None = None,
+    shared: float | Mapping[str, int] | None = None,
+    exclusive: float | Mapping[str, int] | None = None,
+    progress: bool = True,
+) -> tuple[Sharing, Regrouped]:
+    """Which channels all tasks share, which are exclusive to one, which go.
+
+    Channels are aligned, then typed by each network's scores. What is shared no longer
+    reads what is exclusive, so fit the merged network (`least_squares`) and train it
+    to answer as the networks did (`finetune`), then cut it like any other.
+
+    Args:
+        networks: by name, one per task.
+        scores: of each network by its own task: `{name: saliency(...)[task]}`.
+        batches: `(x, ...)` or bare inputs, to align by activations; without them
+            channels are aligned by weights.
+        alpha: one of the three that `regroup` takes.
+        shared: another.
+        exclusive: the third.
+        progress: show a progress bar.
+
+    Returns:
+        `(sharing, info)` for `average`, `mtz` and `least_squares`.
+
+    Raises:
+        MismatchError: the networks are not of one architecture.
+        DataError: scores that are negative, not finite or missing; no batch.
+        KeepError: not one of the three; more channels than there are.
+        BudgetError: no alpha gives so many.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, cutjax as cj
+        >>> apply = lambda w, x: x @ w["a"] @ w["b"]
+        >>> one = {"a": jnp.array([[1.0, 2.0, 3.0]]), "b": jnp.array([[4.0], [5], [6]])}
+        >>> two = {k: v[..., ::-1] if k == "a" else v[::-1] for k, v in one.items()}
+        >>> graph = cj.trace(apply, one, jnp.ones((1, 1)))
+        >>> net = cj.merge.Network(apply, one, graph)
+        >>> nets = {"p": net, "q": net._replace(params=two)}
+        >>> first, last = np.array([9.0, 8, 1]), np.array([9.0, 1, 8])
+        >>> scores = {"p": {"a:1": first}, "q": {"a:1": last}}
+        >>> sharing, info = pam(nets, scores, alpha=0.2, progress=False)
+        >>> {name: slots.tolist() for name, slots in sharing["a:1"].items()}
+        {'p': [0, -1, -2], 'q': [-1, -2, 0]}
+
+    Reference:
+        He et al., Pruning-Aware Merging, KDD 2021, section 4; there channels are not
+        aligned.
+    """
+    check_alike(networks)
+    graph = next(iter(networks.values())).graph
+    orders, _ = align_all(
+        graph,
+        {name: net.params for name, net in networks.items()},
+        apply=None if batches is None else {n: v.apply for n, v in networks.items()},
+        batches=batches,
+        progress=progress,
+    )
+    levels = by_scores({name: scores[name] for name in networks}, orders)
+    given = {"alpha": alpha, "shared": shared, "exclusive": exclusive}
+    types, info = regroup(levels, list(networks), **given)
+    return pam_sharing(graph, list(networks), orders, types), info
+
+
+def exclusive_groups(graph: Graph) -> list[str]:
+    """The groups that serve one task only: pruning of what is shared spares them.
+
+    Args:
+        graph: of a merged network.
+
+    Returns:
+        Names of free groups: for `plan(..., pin=...)`, and to be charged nothing where
+        gates are trained (`weigh` with costs of zero).
+
+    Example:
+        >>> import jax.numpy as jnp, cutjax as cj
+        >>> def apply(w, x):
+        ...     h = x @ w["a"]
+        ...     return {"p": h @ w["b"], "q": h @ w["c"] @ w["d"]}
+        >>> w = {k: jnp.ones((2, 2)) for k in "abcd"}
+        >>> exclusive_groups(cj.trace(apply, w, jnp.ones((1, 2))))
+        ['c:1']
+
+    Reference:
+        He et al., Pruning-Aware Merging, KDD 2021, section 5: no KL on exclusive gates.
+    """
+    return [group.name for group in graph.free if len(group.tasks) == 1]
