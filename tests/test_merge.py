@@ -241,10 +241,10 @@ def test_two_equal_networks_cost_one_and_a_head():
 # ---- closed forms
 
 
-def test_regmean_equals_an_independent_solver():
+def test_mtz_equals_an_independent_solver():
     networks = mlps(3, 3)
     data = [normal(200 + i, 256, 5) for i in range(8)]
-    merged = cj.merge.regmean(
+    merged = cj.merge.mtz(
         networks, {}, data, damping=1e-9, rows=1 << 20, progress=False
     )
     x = np.concatenate(data).astype(np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-
+from functools import partial
 from typing import Any
 
 import jax
@@ -207,5 +207,48 @@ def test_tasks_may_look_at_different_inputs():
     masked = apart(cj.mask(merged.params, graph, keep), inputs)
     for name, y in small_apply(small, inputs).items():
         np.testing.assert_allclose(y, masked[name], rtol=1e-4, atol=1e-4)
-    with pytest.raises(cj.CutjaxError, match="no task 'tow'.*two"):
+    with pytest.raises(cj.CutjaxError, match=r"no task 'tow'.*two"):
         apart(merged.params, {"tow": X})
+
+
+def normed(p: Any, x: Any, train: bool = False) -> Any:
+    h, held = x @ p["params"]["a"], p["batch_stats"]
+    mean, square = held["mean"], held["square"]
+    if train:
+        mean, square = h.mean(0), jnp.square(h).mean(0)
+    h = jax.nn.relu((h - mean) / jnp.sqrt(square - mean**2 + 1e-5))
+    new = {"batch_stats": {"mean": mean, "square": square}}
+    return (h @ p["params"]["b"], new) if train else h @ p["params"]["b"]
+
+
+def test_tasks_may_have_statistics_of_their_own():
+    own = {"one": DATA[0], "two": 3 * DATA[1] + 1}
+    nets, trains = {}, {}
+    for i, name in enumerate(own):
+        leaves = {"a": normal(i, 6, 8), "b": normal(9 + i, 8, 3)}
+        p = {"params": leaves, "batch_stats": {"mean": jnp.zeros(8)}}
+        p["batch_stats"]["square"] = jnp.ones(8)
+        nets[name] = Network(normed, p, cj.trace(normed, p, X))
+        trains[name] = nets[name]._replace(apply=partial(normed, train=True))
+    merged = cj.merge.average(nets, {}, X)
+    train = cj.merge.train_apply(trains, {})
+    new = {
+        n: cj.recalibrate(train, merged.params, [x], progress=False)
+        for n, x in own.items()
+    }
+    states = {n: {"batch_stats": p["batch_stats"]} for n, p in new.items()}
+    apart = cj.merge.own_statistics(merged, states)
+    found = apart.apply(apart.params, X)
+    for name in own:
+        same = merged.apply(new[name], X)[name]
+        np.testing.assert_allclose(found[name], same, rtol=1e-5, atol=1e-5)
+    assert np.abs(found["two"] - merged.apply(new["one"], X)["two"]).max() > 0.1
+    graph, once = (cj.trace(m.apply, m.params, X) for m in (apart, merged))
+    assert graph.cost(tasks=("one",)).flops == once.cost(tasks=("one",)).flops
+    keep = {g.name: np.arange(g.size) > 1 for g in graph.free}
+    small_apply, small = cj.cut(apart.apply, apart.params, graph, keep, ["two"])
+    masked = apart.apply(cj.mask(apart.params, graph, keep), X)["two"]
+    assert small["params"]["shared"]["a"].shape == (6, 6)
+    np.testing.assert_allclose(small_apply(small, X)["two"], masked, rtol=1e-4)
+    with pytest.raises(cj.CutjaxError, match=r"hold 'stats'.*batch_stats"):
+        cj.merge.own_statistics(merged, {"one": {"stats": {}}})

@@ -171,7 +171,7 @@ def _kernels(
     if s.method == "average":
         merged = merging.average(networks, sharing, data[0])
     else:
-        fit = merging.regmean if s.method == "mtz" else merging.least_squares
+        fit = merging.mtz if s.method == "mtz" else merging.least_squares
         given = networks, sharing, data
         merged = fit(*given, damping=s.damping, progress=s.progress)
     if s.method == "least-squares" or not all(map(_updates, jobs.values())):

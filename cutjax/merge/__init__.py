@@ -20,7 +20,7 @@ from cutjax.merge.pam import exclusive_groups as exclusive_groups, pam as pam
 from cutjax.merge.permute import permute as permute
 from cutjax.merge.refit import (
     least_squares as least_squares,
-    regmean as regmean,
+    mtz as mtz,
     repair as repair,
 )
 from cutjax.merge.regroup import (
@@ -38,6 +38,7 @@ from cutjax.merge.sharing import (
     shared_widths as shared_widths,
     until as until,
 )
+from cutjax.merge.statistics import own_statistics as own_statistics
 from cutjax.merge.subsets import (
     Programs as Programs,
     Subset as Subset,

@@ -106,7 +106,7 @@ def least_squares(
     return _refitted(*given, Way(damped(damping)), rows, progress)
 
 
-def regmean(
+def mtz(
     networks: Networks,
     sharing: Sharing,
     batches: Iterable[Any],
@@ -158,9 +158,9 @@ def repair(
 ) -> Merged:
     """One network whose channels are as wide as those that went into them.
 
-    What every reader makes is scaled, and where there is a bias shifted, to the standard
-    deviation and mean that it has in the networks. Two numbers per channel, for networks
-    without BatchNorm; with it, `recalibrate` the `train_apply`.
+    What every reader makes is scaled, and where there is a bias shifted, to the
+    standard deviation and mean that it has in the networks, over all that went into a
+    channel. For networks without BatchNorm; with it, `recalibrate` the `train_apply`.
 
     Args:
         networks: see `least_squares`.

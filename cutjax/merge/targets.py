@@ -25,9 +25,9 @@ class Batch(NamedTuple):
 class Way(NamedTuple):
     """How kernels are made.
 
-    `solve(moments of batches, kernel so far, intercept)`. `originals`: what each network
-    itself reads counts, not what the merged one does. `apart`: a shared channel should
-    be like each of the channels that went into it, else like their mean.
+    `solve(moments of batches, kernel so far, intercept)`. `originals`: what each
+    network itself reads counts, not what the merged one does. `apart`: a shared channel
+    should be like each of the channels that went into it, else like their mean.
     """
 
     solve: Solve

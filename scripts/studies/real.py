@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,8 @@ def decoded(archive: Path, names: list[str]) -> UInt8[np.ndarray, "n h w 3"]:
     return np.stack([found[name] for name in names])
 
 
-def morpho(folder: Path) -> Dataset:
-    """Digits with their class and three measures of their shape, split by index.
+def morpho(folder: Path, numbers: Sequence[str] = NUMBERS) -> Dataset:
+    """Digits with their class and measures of their shape, split by index.
 
     The measures are standardised by their mean and spread over the training rows.
     """
@@ -99,11 +100,11 @@ def morpho(folder: Path) -> Dataset:
         digits = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int32)
     with open(folder / "t10k-morpho.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    measures = {t: np.array([float(row[t]) for row in table]) for t in NUMBERS}
+    measures = {t: np.array([float(row[t]) for row in table]) for t in numbers}
     x: Float[np.ndarray, "n 28 28 1"] = pixels.astype(np.float32) / 255
     whole = Split(x, {"digit": digits, **_standardised(measures)})
     parts = {s: take(whole, np.arange(len(x))[ROWS[s]]) for s in SPLITS}
-    return check_dataset(parts, {"digit": 10, **dict.fromkeys(NUMBERS, 0)}, "morpho")
+    return check_dataset(parts, {"digit": 10, **dict.fromkeys(numbers, 0)}, "morpho")
 
 
 def _standardised(measures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
