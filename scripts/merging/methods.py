@@ -13,8 +13,10 @@ from cutjax.recover import recalibrate
 from merging.nets import CLASSES, Pair, of
 
 Row = dict[str, Any]
-PARTIAL, EXCLUSIVE = 2, 0.4
-"""Groups shared of the four, and the share of channels exclusive to a network."""
+PARTIAL = {"mnist": 2, "cifar": 4}
+"""Groups shared where not all are: the first of four, of six."""
+EXCLUSIVE = 0.4
+"""Of all channels, those exclusive to one of the networks."""
 KERNELS = ("average", "RegMean, MTZ", "least squares")
 
 
@@ -38,10 +40,10 @@ def sharings(p: Pair) -> Iterator[tuple[str, Sharing]]:
     yield "permuted", (permuted := cj.merge.from_permutations(graph, orders))
     known = cj.merge.correlations(apply, graph, params, data, progress=False)
     yield "zipped", (zipped := cj.merge.zipit(graph, known, names)[0])
-    early = [group.name for group in graph.free][:PARTIAL]
+    early = [group.name for group in graph.free][: PARTIAL[p.data.name]]
     for name, found in (("permuted", permuted), ("zipped", zipped)):
         yield (
-            f"{name}, {PARTIAL} of 4 layers",
+            f"{name}, {len(early)} of {len(graph.free)} groups",
             cj.merge.until(graph, names, found, early),
         )
     levels = cj.merge.by_scores(scores(p), orders)
@@ -57,11 +59,11 @@ def scores(p: Pair) -> dict[str, Any]:
 
     return {
         name: cj.saliency(
-            *(net.apply, net.params, net.graph, {"digit": loss}),
+            *(net.apply, net.params, net.graph, {"label": loss}),
             list(batches(of(p.data.calibration, CLASSES[name]), 100)),
             criterion=cj.taylor,
             progress=False,
-        )["digit"]
+        )["label"]
         for name, net in p.networks.items()
     }
 
@@ -75,10 +77,10 @@ def kernels(p: Pair, sharing: Sharing) -> Iterator[tuple[str, Merged]]:
         new = recalibrate(train, merged.params, data, progress=False)
         return merged._replace(params=new)
 
-    average, regmean, fitted = KERNELS
+    average, weighed, fitted = KERNELS
     yield average, anew(cj.merge.average(p.networks, sharing, data[0]))
     given = p.networks, sharing, data
-    yield regmean, anew(cj.merge.regmean(*given, progress=False))
+    yield weighed, anew(cj.merge.mtz(*given, progress=False))
     yield fitted, cj.merge.least_squares(*given, progress=False)
 
 
@@ -86,12 +88,12 @@ def figures(p: Pair, merged: Merged, test: Split) -> Row:
     """Accuracy in percent, and multiply-adds beside those of one network."""
     found = [merged.apply(merged.params, x) for x, _ in batches(test, 250)]
     logits = {n: np.concatenate([np.asarray(f[n]) for f in found]) for n in CLASSES}
-    digits = test.y["digit"]
+    labels = test.y["label"]
     joint = np.concatenate([logits[n] for n in CLASSES], 1).argmax(1)
-    rows: Row = {"joint": 100 * float((joint == digits).mean())}
+    rows: Row = {"joint": 100 * float((joint == labels).mean())}
     for name, classes in CLASSES.items():
-        its = np.isin(digits, classes)
-        right = logits[name][its].argmax(1) + classes.start == digits[its]
+        its = np.isin(labels, classes)
+        right = logits[name][its].argmax(1) + classes.start == labels[its]
         rows[name] = 100 * float(right.mean())
     graph = cj.trace(merged.apply, merged.params, test.x[:1])
     one = cj.trace(p.networks["low"].apply, p.networks["low"].params, test.x[:1])
