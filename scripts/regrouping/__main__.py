@@ -85,7 +85,7 @@ def one_seed(
         sharing = sharing_of(system, found)
         whole = merged(system, found, sharing, lesson)
         budgets = BUDGETS.get(system, BUDGETS[""])
-        for left in pruned(found, whole, sharing, lesson, budgets):
+        for left in pruned(system, found, whole, sharing, lesson, budgets):
             name = f"{key}|{system}|{left.row['budget']:.3g}"
             if name not in done:
                 keep = {group: np.asarray(v) for group, v in left.keep.items()}

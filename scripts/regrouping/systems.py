@@ -14,6 +14,7 @@ import numpy as np
 
 import cutjax as cj
 from cutjax.data import Split
+from cutjax.errors import BudgetError
 from cutjax.merge import Merged, Sharing
 from cutjax.metrics import accuracy
 from cutjax.recover import gradually
@@ -22,7 +23,12 @@ from regrouping.nets import BATCH, Nets
 RATE = 1e-2
 EXCLUSIVE = (0.1, 0.2)
 """Shares of all channels that are exclusive to a task, at least."""
-SYSTEMS = ("all shared", "apart", *(f"regrouped {share:g}" for share in EXCLUSIVE))
+SPARING = ", sparing"
+"""Cuts only what is shared, as PAM does: what is exclusive serves one task anyway."""
+SYSTEMS = (
+    *("all shared", "apart", *(f"regrouped {share:g}" for share in EXCLUSIVE)),
+    f"regrouped {EXCLUSIVE[-1]:g}{SPARING}",
+)
 EPOCHS = {"morpho": (6, 8), "set_cards": (3, 5)}
 """Of distillation: after merging, and at every budget."""
 FALL = 1.6
@@ -45,7 +51,7 @@ def sharing_of(system: str, nets: Nets) -> Sharing:
             progress=False,
         )
         return cj.merge.from_permutations(graph, orders)
-    share = float(system.split()[1])
+    share = float(system.removesuffix(SPARING).split()[1])
     given = nets.networks, scores(nets), data
     return cj.merge.pam(*given, exclusive=share, progress=False)[0]
 
@@ -127,6 +133,14 @@ def path(start: float, budgets: tuple[float, ...]) -> list[float]:
     return out
 
 
+def feasible(rounds: Iterator[Any]) -> Iterator[Any]:
+    """Rounds up to the first whose budget cannot be met: what is spared costs more."""
+    try:
+        yield from rounds
+    except BudgetError as error:
+        print(f"no further: {error}", flush=True)
+
+
 class Found(NamedTuple):
     """A network at a budget: its row, what was kept, its function and parameters."""
 
@@ -136,12 +150,23 @@ class Found(NamedTuple):
     params: Any
 
 
+def sparing(graph: Any, scores: Any, **options: Any) -> Any:
+    """`cj.plan` that leaves exclusive channels alone."""
+    return cj.plan(graph, scores, pin=cj.merge.exclusive_groups(graph), **options)
+
+
 def pruned(
-    nets: Nets, whole: Merged, sharing: Sharing, lesson: Split, budgets: tuple
+    system: str,
+    nets: Nets,
+    whole: Merged,
+    sharing: Sharing,
+    lesson: Split,
+    budgets: tuple,
 ) -> Iterator[Found]:
     """The merged network, and what is left of it at every budget.
 
     Args:
+        system: one of SYSTEMS.
         nets: the originals.
         whole: the merged network.
         sharing: of its channels.
@@ -161,10 +186,11 @@ def pruned(
         score=lambda apply, params, graph: cj.saliency(
             apply, params, graph, nets.losses, data, progress=False
         ),
+        plan=sparing if system.endswith(SPARING) else cj.plan,
         progress=False,
     )
     began = time.perf_counter()
-    for share, found in zip(shares, rounds, strict=True):
+    for share, found in zip(shares, feasible(rounds), strict=False):
         if share in budgets:
             child = cj.shrink(moving, graph, found.keep)
             epochs = EPOCHS[nets.name][1]
