@@ -44,6 +44,7 @@ from cutjax.merge.subsets import (
     Subset as Subset,
     programs as programs,
 )
+from cutjax.merge.tied import tied as tied, tied_train_apply as tied_train_apply
 from cutjax.merge.ties import ties as ties
 from cutjax.merge.vectors import arithmetic as arithmetic, vectors as vectors
 from cutjax.merge.zipit import zipit as zipit

@@ -7,7 +7,7 @@ operand as well. Channels of the others are never read, so that a subset of the 
 runs the shared channels and its own: the rest is dead code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     own = {name: at_width(prog, keeps[name]) for name, prog in of.items()}
     shared = at_width(next(iter(of.values())), common)
     for name, prog in own.items():
-        _same_program(shared, prog, (next(iter(networks)), name))
+        same_program(shared, prog, (next(iter(networks)), name))
     free = {group.name for group in first.graph.free}
     ways = {
         name: {i: _way(shared, prog, i, free) for i in prog.frame.sites}
@@ -85,7 +85,12 @@ def at_width(prog: Program, keep: Mapping[str, np.ndarray]) -> Program:
     return prog._replace(evaluator=Evaluator(kept_of(prog.groups, keep)))
 
 
-def _same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
+def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
+    """Check that two networks do the same, equation by equation.
+
+    Raises:
+        MismatchError: names the first difference.
+    """
     if a.frame is b.frame:
         return
     one, other = a.frame.jaxpr.eqns, b.frame.jaxpr.eqns
@@ -106,10 +111,10 @@ def _same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
 def _way(shared: Program, own: Program, index: int, free: set[str]) -> str:
     """How a network's side evaluates an equation that sums over channels."""
     reader = own.reader(index)
-    found = _groups(own, reader.site.inner, free)
+    found = channels_of(own, reader.site.inner, free)
     split = [n for n in found if _width(shared, n) and _width(own, n)]
     whole = [n for n in found if _width(shared, n) and n not in split]
-    made = {n for v in reader.outs for n in _groups(own, v.dims, free)}
+    made = {n for v in reader.outs for n in channels_of(own, v.dims, free)}
     if (not split and not whole) or any(_width(own, n) == 0 for n in made):
         return ALONE  # nothing that it reads is shared, or nothing that it makes is own
     if is_matrix(reader) and _plain_kernel(own, reader):
@@ -136,7 +141,8 @@ def _refused(reader: Reader, names: Sequence[str], why: str) -> KeepError:
     )
 
 
-def _groups(prog: Program, dims: Sequence[Var], free: set[str]) -> list[str]:
+def channels_of(prog: Program, dims: Sequence[Var], free: Collection[str]) -> list[str]:
+    """The groups of these whose channels some dimensions hold."""
     found = [prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)]
     return list(dict.fromkeys(name for name in found if name in free))
 
@@ -149,7 +155,7 @@ def _one_axis(prog: Program, reader: Reader, free: set[str]) -> bool:
     """Whether the channels that are contracted lie in one axis, end to end."""
     dims = reader.ins[reader.site.at].dims
     axes = channel_axes(reader, reader.site.at)
-    held = [dims[axis] for axis in axes if _groups(prog, [dims[axis]], free)]
+    held = [dims[axis] for axis in axes if channels_of(prog, [dims[axis]], free)]
     return len(held) == 1 and not _multiplied(prog, held[0], free)
 
 
@@ -159,7 +165,7 @@ def _multiplied(prog: Program, var: Var, free: set[str]) -> bool:
     if root.form is None:
         return False
     parts = parts_of(root)
-    several = sum(bool(_groups(prog, [part], free)) for part in parts) > 1
+    several = sum(bool(channels_of(prog, [part], free)) for part in parts) > 1
     return (several and root.form == PRODUCT) or any(
         _multiplied(prog, part, free) for part in parts
     )

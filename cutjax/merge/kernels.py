@@ -14,7 +14,7 @@ from cutjax.recover import normal
 from cutjax.recover.follow import bias_of, reach_of
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, terminals
-from cutjax.recover.rows import Sample, features_of, made_axes, rows_of
+from cutjax.recover.rows import Sample, features_of, is_matrix, made_axes, rows_of
 from cutjax.resize import Reader
 
 Env = dict[Any, Any]
@@ -88,6 +88,14 @@ def sound(m: Moments, path: str) -> Moments:
             "look for NaN in the inputs or the parameters"
         )
     return jax.tree.map(np.asarray, m)
+
+
+def is_free(prog: Program, index: int) -> bool:
+    """Whether an equation is a reader whose kernel nothing else uses."""
+    if index not in prog.frame.sites or not is_matrix(prog.reader(index)):
+        return False
+    number = prog.origins.get(prog.kernel(index))
+    return number is not None and terminals(prog, number) == {index}
 
 
 def sample_of(

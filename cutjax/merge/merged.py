@@ -7,7 +7,7 @@ import jax
 
 from cutjax.merge.average import averaged
 from cutjax.merge.join import Parts, evaluate, joint
-from cutjax.merge.network import Network, Networks, check_alike
+from cutjax.merge.network import Network, Networks, bare, check_alike
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
 from cutjax.recover.program import needs
@@ -77,7 +77,7 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
         networks: by name; only their functions and graphs are used.
         sharing: of their channels.
     """
-    networks = _bare(networks)
+    networks = bare(networks)
 
     def apply(params: Any, *inputs: Any) -> dict[str, Any]:
         job = joint(networks, sharing, inputs)
@@ -106,14 +106,14 @@ def train_apply(
         parameters; the statistics of shared channels are one for all.
     """
 
-    networks = _bare(networks)
+    networks = bare(networks)
 
     def apply(params: Any, *inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         job, parts = joint(networks, sharing, inputs), unpacked(params, networks)
         first = next(iter(networks.values()))
-        mirrors = _mirrors(first, inputs)
+        updated = mirrors(first, inputs)
         outvars = job.shared.frame.jaxpr.outvars
-        held = {i: path for i, path in mirrors.items() if path in parts.shared}
+        held = {i: path for i, path in updated.items() if path in parts.shared}
         more = needs(job.shared, [outvars[i] for i in held])
         job = job._replace(trunk=sorted({*job.trunk, *more}))
         leaves = jax.tree.leaves(inputs)
@@ -121,23 +121,18 @@ def train_apply(
         found: dict[str, Any] = {}
         for name, net in networks.items():
             found |= answers(name, restored(net, inputs, outs[name])[0])
-            for i, path in mirrors.items():
+            for i, path in updated.items():
                 if path in parts.own[name]:
                     parts.own[name][path] = outs[name][i]  # type: ignore[index]
         new = {path: shared[outvars[i]] for i, path in held.items()}
         tree = packed(parts._replace(shared={**parts.shared, **new}))
-        changed = {path.partition("/")[0] for path in mirrors.values()}
+        changed = {path.partition("/")[0] for path in updated.values()}
         return found, {name: tree[name] for name in changed if name in tree}
 
     return apply
 
 
-def _bare(networks: Networks) -> Networks:
-    """Without parameters: a function should not hold those of the originals."""
-    return {name: net._replace(params=None) for name, net in networks.items()}
-
-
-def _mirrors(net: Network, inputs: Sequence[Any]) -> dict[int, str]:
+def mirrors(net: Network, inputs: Sequence[Any]) -> dict[int, str]:
     """Which flat outputs are new values of which parameters."""
     shapes = {path: s.shape for path, s in net.graph.shapes.items()}
     found = jax.tree_util.tree_flatten_with_path(_returned(net, inputs))[0]

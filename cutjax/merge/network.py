@@ -30,6 +30,11 @@ class Network(NamedTuple):
 Networks = Mapping[str, Network]
 
 
+def bare(networks: Networks) -> Networks:
+    """Without parameters: a function should not hold those of the originals."""
+    return {name: net._replace(params=None) for name, net in networks.items()}
+
+
 def check_alike(networks: Networks) -> None:
     """Check that networks have one architecture.
 

@@ -33,6 +33,7 @@ from cutjax.merge.kernels import (
     bias_at,
     by_members,
     damped,
+    is_free,
     measure,
     put,
     renew,
@@ -48,16 +49,16 @@ from cutjax.merge.slots import slots_of
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.readers import channel_axes
 from cutjax.recover.normal import Moments
-from cutjax.recover.program import Program, needs, positions, read, terminals
+from cutjax.recover.program import Program, needs, positions, read
 from cutjax.recover.rows import (
     WHOLE,
     groups_of,
-    is_matrix,
     kernel_blocks,
     kernel_from,
     made_rows,
     read_rows,
 )
+from cutjax.recover.walk import inputs_of
 
 
 def least_squares(
@@ -197,7 +198,7 @@ def _refitted(
 ) -> Merged:
     check_alike(networks)
     check(next(iter(networks.values())).graph, tuple(networks), sharing)
-    inputs = [_inputs(batch) for batch in batches]
+    inputs = [inputs_of(batch) for batch in batches]
     if not inputs:
         raise DataError("no data to merge by; pass batches of (x, ...)")
     both = joint(networks, sharing, inputs[0])
@@ -215,10 +216,10 @@ def _refitted(
     for index in tqdm(steps, desc="refit", disable=not progress, leave=False):
         for batch in held:
             _originals(job, batch, index)
-        if index in both.trunk and _is_free(both.shared, index):
+        if index in both.trunk and is_free(both.shared, index):
             parts = _refit_shared(job, parts, held, index)
         for name, prog in both.own.items():
-            if not way.originals and index in wanted[name] and _is_free(prog, index):
+            if not way.originals and index in wanted[name] and is_free(prog, index):
                 parts = _refit_own(job, parts, held, name, index)
         for batch in held:
             _advance(job, parts, batch, index)
@@ -226,11 +227,6 @@ def _refitted(
                 for var in last.get(index, ()):
                     env.pop(var, None)
     return Merged(merged_apply(networks, sharing), packed(parts))
-
-
-def _inputs(batch: Any) -> tuple[Any, ...]:
-    x = batch[0] if isinstance(batch, tuple) else batch
-    return x if isinstance(x, tuple) else (x,)
 
 
 def _programs(job: Job) -> list[Program]:
@@ -249,14 +245,6 @@ def _begin(job: Job, parts: Parts, networks: Networks, inputs: Any) -> Batch:
         {name: start(prog, parts.own[name], flat) for name, prog in own},
         {n: start(prog, networks[n].leaves, flat) for n, prog in job.full.items()},
     )
-
-
-def _is_free(prog: Program, index: int) -> bool:
-    """Whether an equation is a reader whose kernel nothing else uses."""
-    if index not in prog.frame.sites or not is_matrix(prog.reader(index)):
-        return False
-    number = prog.origins.get(prog.kernel(index))
-    return number is not None and terminals(prog, number) == {index}
 
 
 def _originals(job: Job, batch: Batch, index: int) -> None:

@@ -21,13 +21,13 @@ from cutjax.recover import gradually
 from regrouping.nets import BATCH, Nets
 
 RATE = 1e-2
-EXCLUSIVE = (0.1, 0.2)
+EXCLUSIVE = (0.1, 0.2, 0.3)
 """Shares of all channels that are exclusive to a task, at least."""
 SPARING = ", sparing"
 """Cuts only what is shared, as PAM does: what is exclusive serves one task anyway."""
 SYSTEMS = (
     *("all shared", "apart", *(f"regrouped {share:g}" for share in EXCLUSIVE)),
-    f"regrouped {EXCLUSIVE[-1]:g}{SPARING}",
+    f"regrouped {EXCLUSIVE[1]:g}{SPARING}",
 )
 EPOCHS = {"morpho": (6, 8), "set_cards": (3, 5)}
 """Of distillation: after merging, and at every budget."""
