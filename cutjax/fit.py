@@ -72,6 +72,9 @@ def fit(
         loss: `loss(outputs, y) -> (scalar, {name: scalar})`.
         data: `(x, {task: labels})`, moved to the device once.
         optimizer: an optax transformation, schedules included; they count updates.
+            Those that ask for them get `value`, `grad` and, unless several steps make
+            an update, `value_fn` of the batch: plateaus, line searches. With several,
+            `value` is of the last.
         opt_state: of the optimiser, to begin with: from `last_state`, through
             `cut_state` if parameters were cut in between. New, if not given.
         epochs: passes over the data in all; a resumed run makes what is missing.

@@ -135,7 +135,11 @@ def make_step(
             batch = jax.lax.with_sharding_constraint(batch, where.batch)
         grad = jax.value_and_grad(objective, has_aux=True)
         (value, (updates, metrics)), slope = grad(free, fixed, *batch)
-        moving, free, landed = _descend(optimizer, accumulate, moving, free, slope)
+        extra = {"value": value}
+        if accumulate == 1:
+            extra["value_fn"] = lambda near: objective(near, fixed, *batch)[0]
+        given = optimizer, accumulate, moving, free, slope, extra
+        moving, free, landed = _descend(*given)
         params = join(free, fixed)
         if updates:
             params = type(params)({**params, **updates})
@@ -174,17 +178,24 @@ def _descend(
     moving: Moving,
     free: Any,
     slope: Any,
+    extra: dict[str, Any],
 ) -> tuple[Moving, Any, Bool[Array, ""] | bool]:
-    """The update, where this part completes one; and whether it does."""
+    """The update, where this part completes one; and whether it does.
+
+    `extra`: what optimisers that look at the loss are told besides the gradient.
+    """
+    told = optax.with_extra_args_support(optimizer)
     if accumulate == 1:
-        change, opt_state = optimizer.update(slope, moving.opt_state, free)
+        extra = {**extra, "grad": slope}
+        change, opt_state = told.update(slope, moving.opt_state, free, **extra)
         free = optax.apply_updates(free, change)
         return moving._replace(opt_state=opt_state), free, True
     seen = jnp.asarray(moving.parts) + 1
     mean = jax.tree.map(lambda m, g: m + (g - m) / seen, moving.gathered, slope)
 
     def land() -> Any:
-        change, opt_state = optimizer.update(mean, moving.opt_state, free)
+        given = mean, moving.opt_state, free
+        change, opt_state = told.update(*given, **extra, grad=mean)
         zeros = jax.tree.map(jnp.zeros_like, mean)
         return optax.apply_updates(free, change), opt_state, zeros
 
