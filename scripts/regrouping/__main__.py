@@ -22,7 +22,7 @@ from regrouping.systems import (
 )
 
 BUDGETS = {
-    "apart": (1.0, 0.85, 0.7, 0.6, 0.5, 0.42, 0.35),
+    "apart": (1.0, 0.7, 0.5, 0.35, 0.28, 0.22, 0.18, 0.15),
     "": (0.35, 0.28, 0.22, 0.18, 0.15, 0.12, 0.1, 0.08),
 }
 """Multiply-adds of all tasks, in those of one network before pruning."""
