@@ -141,6 +141,17 @@ def test_mtz_equals_an_independent_solver():
         np.testing.assert_array_equal(p["own"][name]["a"], nets[name].params["a"])
 
 
+def test_networks_count_alike_however_much_data_there_is():
+    nets, data = dense_networks()
+    options: Any = {"damping": 1e-3, "rows": 1 << 20, "progress": False}
+    found = [
+        cj.merge.tied(nets, {}, {**data, "two": data["two"] * n}, **options)
+        for n in (1, 5)
+    ]
+    once, often = (m.params["params"]["shared"]["b"] for m in found)
+    np.testing.assert_allclose(once, often, atol=1e-4)
+
+
 def test_statistics_are_made_anew():
     nets, trains = networks(alike=False)
     sharing = aligned(nets)

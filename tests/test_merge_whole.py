@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import cutjax as cj
@@ -166,24 +167,49 @@ def test_pruning_after_regrouping_spares_what_is_exclusive():
     assert cut and not cut & {*own}
 
 
-def test_gates_of_exclusive_groups_are_charged_nothing():
+def trained_gates(spared: bool) -> tuple[Any, Any, dict[str, Network]]:
+    """VIB gates of a merged network that distils two others, 3 channels of each unused.
+
+    Two of these, 4 and 5, are shared; 0 is exclusive, and free if it is `spared`.
+    """
     half = np.where(np.arange(8) < 4, OWN, np.arange(8))
-    part = {"b:1": {"one": half, "two": half}}
-    merged = cj.merge.average(networks(one=params(0), two=params(40)), part, X)
+    unused = jnp.isin(jnp.arange(8), jnp.array([0, 4, 5]))[:, None]
+    dull = [{**p, "d": jnp.where(unused, 0, p["d"])} for p in (params(0), params(40))]
+    nets = networks(one=dull[0], two=dull[1])
+    merged = cj.merge.average(nets, {"b:1": {"one": half, "two": half}}, X)
     graph = cj.trace(merged.apply, merged.params, X)
-    own = cj.merge.exclusive_groups(graph)
-    gates = cj.stochastic.vib()
-    state = gates.init(jax.random.key(0), graph)
-    costs = {g.name: 0.0 if g.name in own else 1.0 for g in graph.free}
+    own = cj.merge.exclusive_groups(graph) if spared else ()
+    costs = {g.name: 0.0 if g.name in own else 0.1 for g in graph.free}
+    gates, gated = cj.stochastic.vib(), cj.gate(merged.apply, graph)
+    want, tx = merged.apply(merged.params, X), optax.adam(3e-2)
 
-    def charged(state: Any) -> Any:
+    def loss(state: Any, key: Any) -> Any:
+        got = gated(gates.sample(key, state), merged.params, X)
+        wrong = sum(jnp.mean((got[t] - want[t]) ** 2) for t in want)
         paid = cj.stochastic.weigh(gates.penalty(state), costs)
-        return sum(values.sum() for values in paid.values())
+        return wrong + sum(values.sum() for values in paid.values())
 
-    steep = jax.grad(charged)(state)
-    for group in graph.free:
-        moves = bool(jnp.any(steep[group.name]["mu"] != 0))
-        assert moves == (group.name not in own), group.name
+    def step(carry: Any, key: Any) -> Any:
+        change, opt = tx.update(jax.grad(loss)(carry[0], key), carry[1])
+        return (optax.apply_updates(carry[0], change), opt), None
+
+    state = gates.init(jax.random.key(0), graph)
+    keys = jax.random.split(jax.random.key(1), 600)
+    (state, _), _ = jax.lax.scan(step, (state, tx.init(state)), keys)
+    keep = gates.keep(state)
+    small_apply, small = cj.cut(merged.apply, merged.params, graph, keep)
+    off = [jnp.abs(small_apply(small, X)[t] - want[t]).max() for t in want]
+    return graph, {name: np.flatnonzero(~mask) for name, mask in keep.items()}, off
+
+
+def test_gates_after_regrouping_let_go_what_is_shared_and_spare_what_is_exclusive():
+    graph, gone, off = trained_gates(spared=True)
+    own = cj.merge.exclusive_groups(graph)
+    assert len(own) == 2 and not any(gone[name].size for name in own)
+    assert sorted(gone["shared/b:1"]) == [0, 1]
+    assert max(off) < 1e-5
+    _, gone, _ = trained_gates(spared=False)
+    assert all(gone[name].tolist() == [0] for name in own)
 
 
 def test_tasks_may_look_at_different_inputs():

@@ -44,7 +44,8 @@ def tied(
         networks: by name, of one architecture; what is pinned may differ.
         sharing: see `average`; a group is shared one to one or not at all, as
             `from_permutations` and `until` make it.
-        batches: by network, `(x, ...)` of its calibration data, or bare inputs.
+        batches: by network, `(x, ...)` of its calibration data, or bare inputs; all
+            networks count alike, however much data there is of each.
         lockstep: fit what the tied networks themselves read, refitted upstream, and
             each network's own kernels as well; else what the networks read when they
             were apart (MTZ).
@@ -130,20 +131,17 @@ def tied_train_apply(
     def apply(
         params: Any, inputs: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        parts, found = unpacked(params, networks), {}
+        parts, found, changed = unpacked(params, networks), {}, set()
+        own = {name: {**leaves} for name, leaves in parts.own.items()}
         for name, given in _asked(networks, inputs).items():
             net = networks[name]
-            out = net.apply(tree_of(net, {**parts.shared, **parts.own[name]}), *given)
-            found |= answers(name, restored(net, given, jax.tree.leaves(out))[0])
+            out = net.apply(tree_of(net, {**parts.shared, **own[name]}), *given)
             flat = jax.tree.leaves(out)
-            new = {path: flat[i] for i, path in mirrors(net, given).items()}
-            parts.own[name].update(new)  # type: ignore[attr-defined]
-        changed = {
-            path.partition("/")[0]
-            for name, given in _asked(networks, inputs).items()
-            for path in mirrors(networks[name], given).values()
-        }
-        tree = packed(parts)
+            found |= answers(name, restored(net, given, flat)[0])
+            for i, path in mirrors(net, given).items():
+                own[name][path] = flat[i]
+                changed.add(path.partition("/")[0])
+        tree = packed(parts._replace(own=own))
         return found, {name: tree[name] for name in changed}
 
     return apply

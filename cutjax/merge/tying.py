@@ -152,18 +152,12 @@ def _fit(
         return
     groups = groups_of(reader, prog.evaluator.k)
     for name, side in sides.items():
-        its = [
-            _measured(side, index, kernel, i, lockstep, rows)
-            for i in range(len(side.now))
-        ]
+        each = range(len(side.now))
+        its = [_measured(side, index, kernel, i, lockstep, rows) for i in each]
         bias = bias_at(side.prog, index, kernel, side.leaves)
-        if bias is not None:  # each network's own, so that deviations remain
+        if bias is not None:
             biases[name], wholes[name] = bias, normal.merged(its)
-            mean = wholes[name].read, wholes[name].made
-            its = [
-                m._replace(read=m.read - mean[0], made=m.made - mean[1]) for m in its
-            ]
-        found += its
+        found += [_share(m, its, wholes.get(name)) for m in its]
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
     blocks = solve(found, prior, False).kernel
     new = kernel_from(reader, blocks, np.asarray(kernel), groups)
@@ -189,6 +183,20 @@ def _measured(
     b = read_rows(reader, env[eqn.invars[reader.site.at]], kernel, groups, sample)
     y = made_rows(reader, side.first[batch][eqn.outvars[0]], kernel, groups, sample)
     return sound(measure(b, y), kernel_of(prog, index))
+
+
+def _share(m: Moments, its: Sequence[Moments], whole: Moments | None) -> Moments:
+    """A batch so weighed that networks count alike, however much data each has.
+
+    Where there is a bias, each network's own, of deviations from the network's `whole`.
+    """
+    weight = 1 / sum(part.count for part in its)
+    sums = (m.count, m.gram, m.cross, m.square)
+    count, gram, cross, square = (weight * value for value in sums)
+    read, made = m.read, m.made
+    if whole is not None:
+        read, made = read - whole.read, made - whole.made
+    return Moments(count, read, made, gram, cross, square)
 
 
 def _write(side: Side, index: int, leaves: dict[str, Any], bias: Any = None) -> None:
