@@ -13,12 +13,12 @@ import numpy as np
 
 from cutjax.dims import kept, leaves
 from cutjax.errors import KeepError
-from cutjax.merge.join import MIXING, Joint, Parts, at_width
+from cutjax.merge.join import MIXING, Joint, Parts, at_width, needed
 from cutjax.merge.network import Network, Networks
 from cutjax.merge.sharing import Sharing
 from cutjax.merge.slots import Slots, slots_of, summed
 from cutjax.readers import channel_axes
-from cutjax.recover.program import Program, needs, positions, terminals
+from cutjax.recover.program import Program, positions, terminals
 from cutjax.recover.rows import is_matrix
 from cutjax.shrink import narrowed
 
@@ -45,7 +45,7 @@ def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
     own, reads = {}, {}
     for name, net in networks.items():
         prog, held = job.own[name], net.leaves
-        wanted = needs(prog, prog.frame.jaxpr.outvars)
+        wanted = needed(prog, prog.frame.jaxpr.outvars)
         paths = used(prog, wanted)
         cut = {p: narrowed(held[p], net.graph.axes[p], job.keeps[name]) for p in paths}
         own[name] = {p: leaf for p, leaf in cut.items() if leaf.size}

@@ -7,7 +7,7 @@ operand as well. Channels of the others are never read, so that a subset of the 
 runs the shared channels and its own: the rest is dead code.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 
 from cutjax._compat import bind, primitive, scope_of, user_line
 from cutjax.errors import KeepError, MismatchError
+from cutjax.merge.crossed import check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import Sharing
 from cutjax.merge.slots import own_keep, shared_keep
@@ -56,7 +57,7 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
 
     Raises:
         KeepError: channels are shared in part where something other than a kernel sums
-            over them.
+            over them, or where an array has channels of two groups.
         MismatchError: the functions do not do the same.
     """
     first = next(iter(networks.values()))
@@ -73,6 +74,8 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     for name, prog in own.items():
         same_program(shared, prog, (next(iter(networks)), name))
     free = {group.name for group in first.graph.free}
+    for prog in own.values():
+        check_crossed(shared, prog, free)
     ways = {
         name: {i: _way(shared, prog, i, free) for i in prog.frame.sites}
         for name, prog in own.items()
@@ -177,14 +180,26 @@ def _trunk(
     """The equations of the shared side that some network reads."""
     atoms = []
     for name, prog in own.items():
-        wanted = needs(prog, prog.frame.jaxpr.outvars)
+        wanted = needed(prog, prog.frame.jaxpr.outvars)
         for index in wanted:
             eqn = shared.frame.jaxpr.eqns[index]
             if ways[name].get(index) == MIXING:
                 atoms.append(eqn.invars[prog.frame.sites[index].at])
             elif ways[name].get(index) == TAKEN:
                 atoms += eqn.outvars
-    return needs(shared, atoms)
+    return needed(shared, atoms)
+
+
+def needed(prog: Program, atoms: Iterable[Any]) -> list[int]:
+    """The equations that make some variables; those that make nothing are left out."""
+    return needs(prog, atoms, known=_empty(prog))
+
+
+def _empty(prog: Program) -> dict[Any, tuple[int, ...]]:
+    """The variables of which a side has no channels, and their shapes."""
+    values = prog.frame.values.items()
+    shapes = {v: tuple(prog.evaluator.k.count(d) for d in x.dims) for v, x in values}
+    return {var: shape for var, shape in shapes.items() if 0 in shape}
 
 
 class Parts(NamedTuple):
@@ -214,7 +229,7 @@ def evaluate(
     outs = {}
     for name, prog in job.own.items():
         env = start(prog, parts.own[name], inputs)
-        for index in needs(prog, prog.frame.jaxpr.outvars):
+        for index in needed(prog, prog.frame.jaxpr.outvars):
             own_step(job, name, index, env, shared, parts.reads[name])
         outs[name] = [read(env, atom) for atom in prog.frame.jaxpr.outvars]
     return shared, outs
@@ -223,15 +238,12 @@ def evaluate(
 def start(
     prog: Program, leaves: Mapping[str, Any], inputs: Sequence[Any]
 ) -> dict[Any, Any]:
-    """Parameters, inputs and constants; of what is not there nothing is left."""
-    frame, k = prog.frame, prog.evaluator.k
-    env = {}
+    """Parameters, inputs and constants, and all of which nothing is left."""
+    frame = prog.frame
+    env = {v: jnp.zeros(size, v.aval.dtype) for v, size in _empty(prog).items()}
     for path, var in zip(prog.paths, frame.jaxpr.invars, strict=False):
-        size = tuple(k.count(d) for d in frame.values[var].dims)
         if path in leaves:
             env[var] = leaves[path]
-        elif 0 in size:
-            env[var] = jnp.zeros(size, var.aval.dtype)
     env.update(zip(frame.jaxpr.invars[len(prog.paths) :], inputs, strict=True))
     for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
         env[var] = prog.evaluator.cut_const(const, frame.values[var])

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 
 from cutjax.merge.average import averaged
-from cutjax.merge.join import Parts, evaluate, joint
+from cutjax.merge.join import Parts, evaluate, joint, needed
 from cutjax.merge.network import Network, Networks, bare, check_alike
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
-from cutjax.recover.program import needs
 
 SHARED, OWN, READS = "shared", "own", "reads"
 
@@ -114,7 +113,7 @@ def train_apply(
         updated = mirrors(first, inputs)
         outvars = job.shared.frame.jaxpr.outvars
         held = {i: path for i, path in updated.items() if path in parts.shared}
-        more = needs(job.shared, [outvars[i] for i in held])
+        more = needed(job.shared, [outvars[i] for i in held])
         job = job._replace(trunk=sorted({*job.trunk, *more}))
         leaves = jax.tree.leaves(inputs)
         shared, outs = evaluate(job, parts, leaves)

@@ -24,6 +24,7 @@ from cutjax.merge.join import (
     at_width,
     joint,
     moved,
+    needed,
     operands,
     own_step,
     start,
@@ -49,7 +50,7 @@ from cutjax.merge.slots import slots_of
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.readers import channel_axes
 from cutjax.recover.normal import Moments
-from cutjax.recover.program import Program, needs, positions, read
+from cutjax.recover.program import Program, positions, read
 from cutjax.recover.rows import (
     WHOLE,
     groups_of,
@@ -205,7 +206,7 @@ def _refitted(
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     slots = {name: slots_of(sharing, name) for name in networks}
     wanted = {
-        n: set(needs(prog, prog.frame.jaxpr.outvars)) for n, prog in both.own.items()
+        n: set(needed(prog, prog.frame.jaxpr.outvars)) for n, prog in both.own.items()
     }
     job = Job(both, full, slots, wanted, rows, way)
     parts = unpacked(merged.params, networks) if merged else None

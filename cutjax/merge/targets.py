@@ -67,7 +67,8 @@ def wanted_of(job: Job, batch: Batch, index: int) -> dict[str, tuple[Any, Any, A
         mean, there = (
             _common(job, v, axes) for v in (value / np.maximum(number, 1), number)
         )
-        like = mean if job.way.originals else batch.shared[out]
+        like = mean.astype(out.aval.dtype)
+        like = like if job.way.originals else batch.shared[out]
         target = eager.inverse(prog, path, batch.shared, out, mean, like)
         read = _read_by(job, name, batch, index) if job.way.originals else None
         found[name] = read, target, there
