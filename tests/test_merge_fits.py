@@ -1,0 +1,108 @@
+"""Kernels of merged networks fitted in closed form, against independent solvers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws.tools import run
+from nets import NETS
+from test_merge import SPLIT, mlp, mlps, normal, rescaled
+
+import cutjax as cj
+from cutjax.merge import Network
+from cutjax.merge.merged import answers
+
+
+def test_mtz_equals_an_independent_solver():
+    networks = mlps(3, 3)
+    data = [normal(200 + i, 256, 5) for i in range(8)]
+    merged = cj.merge.mtz(
+        networks, {}, data, damping=1e-9, rows=1 << 20, progress=False
+    )
+    x = np.concatenate(data).astype(np.float64)
+    read, made = [], []
+    for net in networks.values():
+        p = jax.tree.map(np.float64, net.params)
+        h = np.maximum(x @ p["a"], 0)
+        read.append(np.c_[h, np.ones(len(h))])
+        made.append(h @ p["b"] + p["c"])
+    want = np.linalg.lstsq(np.concatenate(read), np.concatenate(made), rcond=None)[0]
+    shared = merged.params["params"]["shared"]
+    np.testing.assert_allclose(shared["b"], want[:-1], atol=2e-3)
+    np.testing.assert_allclose(shared["c"], want[-1], atol=2e-3)
+    # Both read the same x: the first kernel is the plain mean.
+    mean = (networks["a"].params["a"] + networks["b"].params["a"]) / 2
+    np.testing.assert_allclose(shared["a"], mean, atol=1e-4)
+
+
+def test_least_squares_equals_an_independent_solver():
+    networks = mlps(3, 4)
+    data = [normal(300 + i, 256, 5) for i in range(8)]
+    merged = cj.merge.least_squares(
+        networks, SPLIT, data, damping=1e-9, rows=1 << 20, progress=False
+    )
+    x = np.concatenate(data)
+    p = merged.params["params"]
+    shared = np.maximum(x @ p["shared"]["a"], 0) @ p["shared"]["b"] + p["shared"]["c"]
+    shared = np.maximum(shared, 0)
+    for name, net in networks.items():
+        h = np.maximum(x @ p["shared"]["a"], 0) @ p["reads"][name]["b"]
+        h = h + np.maximum(x @ p["own"][name]["a"], 0) @ p["own"][name]["b"]
+        h = np.maximum(h + p["own"][name]["c"], 0)
+        read = np.c_[shared, h, np.ones(len(h))].astype(np.float64)
+        want = np.linalg.lstsq(read, np.asarray(mlp(net.params, x)), rcond=None)[0]
+        best = read @ want
+        got = np.asarray(merged.apply(merged.params, x)[name])
+        np.testing.assert_allclose(got, best, atol=2e-2 * np.abs(best).max())
+
+
+def test_repair_sets_spread_and_mean_to_those_of_the_networks():
+    networks = mlps(3, 4)
+    data = [normal(400 + i, 256, 5) for i in range(4)]
+    merged = cj.merge.repair(networks, {}, data, rows=1 << 20, progress=False)
+    plain = cj.merge.average(networks, {}, X)
+    x, made = np.concatenate(data), []
+    for net in networks.values():
+        h = np.maximum(x @ net.params["a"], 0)
+        made.append(h @ net.params["b"] + net.params["c"])
+    made = np.concatenate(made)
+
+    def second(p: Any) -> Any:
+        return np.maximum(x @ p["a"], 0) @ p["b"] + p["c"]
+
+    got = second(merged.params["params"]["shared"])
+    np.testing.assert_allclose(got.std(0), made.std(0), rtol=1e-3)
+    np.testing.assert_allclose(got.mean(0), made.mean(0), atol=1e-3)
+    averaged = second(plain.params["params"]["shared"]).std(0)
+    assert (np.abs(averaged / made.std(0) - 1) > 0.05).any()
+    answers = merged.apply(merged.params, x)
+    for name, net in networks.items():
+        own = np.asarray(mlp(net.params, x))
+        np.testing.assert_allclose(answers[name].std(0), own.std(0), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg", pytest.param("resnet18", marks=pytest.mark.slow)]
+)
+def test_least_squares_comes_closer_than_the_average(name):
+    net = NETS[name]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    params = {"one": net.params, "two": rescaled(net.params, 1)}
+    networks = {n: Network(net.apply, p, graph) for n, p in params.items()}
+    (x,) = net.inputs
+    data = [jnp.concatenate([x + 0.1 * normal(i, *x.shape) for i in range(8)])]
+    average = cj.merge.average(networks, {}, x)
+    fitted = cj.merge.least_squares(networks, {}, data, progress=False)
+
+    def wrong(merged: Any) -> float:
+        found, total = run(merged.apply, merged.params, data[0]), 0.0
+        for n, p in params.items():
+            for task, want in answers(n, run(net.apply, p, data[0])).items():
+                total += float(np.mean((found[task] - want) ** 2))
+        return total
+
+    assert wrong(fitted) < wrong(average)
