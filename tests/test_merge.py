@@ -238,7 +238,7 @@ def test_two_equal_networks_cost_one_and_a_head():
     assert count == sum(p.size for p in jax.tree.leaves(mlp_params(0))) + 6 * 3 + 3
 
 
-# ---- closed forms
+# ---- statistics
 
 
 class Normed(nn.Module):

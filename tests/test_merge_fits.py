@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from laws.tools import run
 from nets import NETS
-from test_merge import SPLIT, mlp, mlps, normal, rescaled
+from test_merge import SPLIT, X, mlp, mlps, normal, rescaled
 
 import cutjax as cj
 from cutjax.merge import Network
