@@ -74,5 +74,6 @@ def _refused(pair: tuple[str, str], eqn: Any) -> KeepError:
     return KeepError(
         f"{names} cannot be shared in part: an array has channels of both, along two "
         f"axes\n  at {user_line(eqn.source_info)}\n"
-        "  try: share all of these groups whole, or leave all of them to each network"
+        "  try: share all of these groups whole, or leave all of them to each network; "
+        "see `cutjax.merge.until`"
     )

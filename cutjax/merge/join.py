@@ -140,7 +140,8 @@ def _refused(reader: Reader, names: Sequence[str], why: str) -> KeepError:
     return KeepError(
         f"{', '.join(map(repr, names))} cannot be shared in part: {why}\n"
         f"  at {user_line(reader.eqn.source_info)}\n"
-        "  try: share all of these groups, or none of them and of what they enter"
+        "  try: share all of these groups, or none of them and of what they enter; see "
+        "`cutjax.merge.until`"
     )
 
 
