@@ -10,7 +10,7 @@ from studies.parents import write
 from studies.real import Absent
 
 from cutjax.data import Dataset
-from regrouping import page
+from regrouping import latency, page
 from regrouping.nets import NAMES, load, nets
 from regrouping.systems import (
     SYSTEMS,
@@ -93,6 +93,16 @@ def one_seed(
                 write(options.out / "models" / f"{name}.msgpack", kept)
                 note(results, name, left.row, data.name, seed, system)
         store.append(results, {"key": f"{key}|{system}|done"})
+
+
+def clock(data: Dataset, seed: int, options: argparse.Namespace, results: Path) -> None:
+    """Milliseconds of the networks that the first table shows."""
+    of = {"data": data.name, "seed": seed}
+    rows = [row for row in store.read(results) if {**row, **of} == row]
+    found = nets(data, seed, options.out / "nets")
+    ms = latency.timed(found, rows, options.out / "models")
+    row = {"key": f"{data.name}|{seed}", **of, "batch": latency.BATCH, "ms": ms}
+    store.append(options.out / "latency.jsonl", row)
 
 
 def note(results: Path, key: str, row: dict, data: str, seed: int, system: str) -> None:
