@@ -130,7 +130,7 @@ def make_step(
         moving: Moving, rows: Int[Array, " b"], x: Array, y: dict[str, Array]
     ) -> tuple[Moving, dict[str, Array]]:
         free, fixed = divide(moving.params, names)
-        batch = x[rows], {task: labels[rows] for task, labels in y.items()}
+        batch: Any = x[rows], {task: labels[rows] for task, labels in y.items()}
         if where is not None:
             batch = jax.lax.with_sharding_constraint(batch, where.batch)
         grad = jax.value_and_grad(objective, has_aux=True)
