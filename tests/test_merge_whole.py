@@ -167,6 +167,26 @@ def test_pruning_after_regrouping_spares_what_is_exclusive():
     assert cut and not cut & {*own}
 
 
+def test_gates_of_exclusive_groups_are_charged_nothing():
+    half = np.where(np.arange(8) < 4, OWN, np.arange(8))
+    part = {"b:1": {"one": half, "two": half}}
+    merged = cj.merge.average(networks(one=params(0), two=params(40)), part, X)
+    graph = cj.trace(merged.apply, merged.params, X)
+    own = cj.merge.exclusive_groups(graph)
+    gates = cj.stochastic.vib()
+    state = gates.init(jax.random.key(0), graph)
+    costs = {g.name: 0.0 if g.name in own else 1.0 for g in graph.free}
+
+    def charged(state: Any) -> Any:
+        paid = cj.stochastic.weigh(gates.penalty(state), costs)
+        return sum(values.sum() for values in paid.values())
+
+    steep = jax.grad(charged)(state)
+    for group in graph.free:
+        moves = bool(jnp.any(steep[group.name]["mu"] != 0))
+        assert moves == (group.name not in own), group.name
+
+
 def trained_gates(spared: bool) -> tuple[Any, Any, dict[str, Network]]:
     """VIB gates of a merged network that distils two others, 3 channels of each unused.
 

@@ -32,34 +32,33 @@ def check_crossed(shared: Program, own: Program, free: Collection[str]) -> None:
         for value in (own.frame.values[var] for var in eqn.outvars):
             if not value.data:
                 continue
-            for pair in _pairs(own, value.dims, free):
+            for pair in across(own, value.dims, free):
                 if pair not in sound and _torn(shared, own, *pair):
                     raise _refused(pair, eqn)
                 sound.add(pair)
 
 
-def _pairs(
+def across(
     prog: Program, dims: Sequence[Var], free: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    """Groups that lie across each other; a group may lie across itself."""
-    factors = [
-        {prog.evaluator.k.name(v) or "" for v in leaf_vars(f)} & {*free}
-        for d in dims
-        for f in _factors(d)
-    ]
-    for one, other in itertools.combinations(filter(None, factors), 2):
-        yield from itertools.product(sorted(one), sorted(other))
+    """Groups that lie across each other, a group perhaps across itself.
+
+    Along two axes, or multiplied in one: heads and their width.
+    """
+    held = [channels_of(prog, [d], free) for d in dims]
+    for one, other in itertools.combinations(held, 2):
+        yield from itertools.product(one, other)
+    for root in map(find, dims):
+        if root.form is not None:
+            parts = parts_of(root)
+            for inner in [parts] if root.form == PRODUCT else [[p] for p in parts]:
+                yield from across(prog, inner, free)
 
 
-def _factors(var: Var) -> list[Var]:
-    """What is multiplied in an axis, such as heads and their width."""
-    root = find(var)
-    if root.form is None:
-        return [root]
-    inner = [_factors(part) for part in parts_of(root)]
-    if root.form == PRODUCT:
-        return [factor for factors in inner for factor in factors]
-    return max(inner, key=len) if any(len(f) > 1 for f in inner) else [root]
+def channels_of(prog: Program, dims: Sequence[Var], free: Collection[str]) -> list[str]:
+    """The groups of these whose channels some dimensions hold."""
+    found = [prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)]
+    return list(dict.fromkeys(name for name in found if name in free))
 
 
 def _torn(shared: Program, own: Program, a: str, b: str) -> bool:

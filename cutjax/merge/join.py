@@ -7,7 +7,7 @@ operand as well. Channels of the others are never read, so that a subset of the 
 runs the shared channels and its own: the rest is dead code.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from cutjax._compat import bind, primitive, scope_of, user_line
 from cutjax.errors import KeepError, MismatchError
-from cutjax.merge.crossed import check_crossed
+from cutjax.merge.crossed import across, channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import Sharing
 from cutjax.merge.slots import own_keep, shared_keep
@@ -23,7 +23,7 @@ from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import SAME, Program, needs, program, read
 from cutjax.recover.rows import is_matrix
 from cutjax.resize import Evaluator, Reader, kept_of
-from cutjax.unify import PRODUCT, Var, find, leaf_vars, parts_of
+from cutjax.unify import leaf_vars
 
 TRANSPOSE = primitive("transpose")
 
@@ -145,12 +145,6 @@ def _refused(reader: Reader, names: Sequence[str], why: str) -> KeepError:
     )
 
 
-def channels_of(prog: Program, dims: Sequence[Var], free: Collection[str]) -> list[str]:
-    """The groups of these whose channels some dimensions hold."""
-    found = [prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)]
-    return list(dict.fromkeys(name for name in found if name in free))
-
-
 def _width(prog: Program, name: str) -> int:
     return prog.evaluator.k.count(prog.groups[name])
 
@@ -160,19 +154,7 @@ def _one_axis(prog: Program, reader: Reader, free: set[str]) -> bool:
     dims = reader.ins[reader.site.at].dims
     axes = channel_axes(reader, reader.site.at)
     held = [dims[axis] for axis in axes if channels_of(prog, [dims[axis]], free)]
-    return len(held) == 1 and not _multiplied(prog, held[0], free)
-
-
-def _multiplied(prog: Program, var: Var, free: set[str]) -> bool:
-    """Whether two groups are merged in an axis, heads and their width say."""
-    root = find(var)
-    if root.form is None:
-        return False
-    parts = parts_of(root)
-    several = sum(bool(channels_of(prog, [part], free)) for part in parts) > 1
-    return (several and root.form == PRODUCT) or any(
-        _multiplied(prog, part, free) for part in parts
-    )
+    return len(held) == 1 and not any(across(prog, held, free))
 
 
 def _trunk(

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from cutjax.errors import DataError
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of
-from cutjax.merge.join import Parts, channels_of, same_program, start
+from cutjax.merge.crossed import channels_of
+from cutjax.merge.join import Parts, same_program, start
 from cutjax.merge.kernels import (
     Env,
     Solve,
@@ -97,7 +98,7 @@ def tie(
             for name, side in sides.items():
                 _fit({name: side}, index, solve, lockstep, rows)
         for side in sides.values():
-            _advance(side, index, side.now)
+            _advance(side, index, side.now if lockstep else ())
             for env in (*side.first, *side.now):
                 for var in side.dying.get(index, ()):
                     env.pop(var, None)
