@@ -13,7 +13,7 @@ import numpy as np
 
 from cutjax.dims import kept, leaves
 from cutjax.errors import KeepError
-from cutjax.merge.join import MIXING, Joint, Parts, at_width, needed
+from cutjax.merge.join import MIXING, Joint, Parts, at_width
 from cutjax.merge.network import Network, Networks
 from cutjax.merge.sharing import Sharing
 from cutjax.merge.slots import Slots, slots_of, summed
@@ -38,14 +38,15 @@ def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
     roles = read_axes(next(iter(job.own.values())))
     slots = {name: slots_of(sharing, name) for name in networks}
     _check_uses(job, networks, slots)
+    some = {n: net for n, net in networks.items() if _shares(net, slots[n])}
     shared = {
-        path: mean_of(networks, slots, path, roles.get(path, ()), job)
+        path: mean_of(some, slots, path, roles.get(path, ()), job)
         for path in used(job.shared, job.trunk)
     }
     own, reads = {}, {}
     for name, net in networks.items():
         prog, held = job.own[name], net.leaves
-        wanted = needed(prog, prog.frame.jaxpr.outvars)
+        wanted = job.wanted(name)
         paths = used(prog, wanted)
         cut = {p: narrowed(held[p], net.graph.axes[p], job.keeps[name]) for p in paths}
         own[name] = {p: leaf for p, leaf in cut.items() if leaf.size}
@@ -55,6 +56,12 @@ def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
             for path in dict.fromkeys(kernel_of(prog, i) for i in mixed)
         }
     return Parts(shared, own, reads)
+
+
+def _shares(net: Network, slots: Slots) -> bool:
+    """Whether a network has channels among the shared ones."""
+    found = (slots.get(g.name, np.zeros(1, int)) for g in net.graph.free)
+    return any((to >= 0).any() for to in found)
 
 
 def used(prog: Program, indices: Sequence[int]) -> list[str]:
@@ -148,7 +155,7 @@ def mean_of(
     """A parameter of the shared side.
 
     Args:
-        networks: by name.
+        networks: those that share channels, by name.
         slots: where the channels of each go.
         path: of the parameter.
         read: the axes along which it is read: those are added up, not averaged.
@@ -174,8 +181,13 @@ def _reading(
 ) -> Any:
     """The part of a kernel from shared channels to a network's own."""
     axes, leaf = net.graph.axes[path], net.leaves[path]
-    whole = summed(np.asarray(leaf, np.float32), axes, slots, read)
+    whole = summed(np.array(leaf, np.float32), axes, slots, read)
+    none = {group.name: np.zeros(group.size, bool) for group in net.graph.free}
     for i, axis in enumerate(axes):
+        fixed = kept(axis, none)
+        if i in read and not fixed.all():
+            # What lies beside channels and is of no group, the own side reads.
+            whole[(slice(None),) * i + (fixed,)] = 0
         stays = kept(axis, job.common if i in read else job.keeps[name])
         whole = np.take(whole, np.flatnonzero(stays), i)
     return jnp.asarray(whole, leaf.dtype)

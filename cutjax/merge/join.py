@@ -7,7 +7,7 @@ operand as well. Channels of the others are never read, so that a subset of the 
 runs the shared channels and its own: the rest is dead code.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -35,8 +35,9 @@ own, or as it is on the shared side."""
 class Joint(NamedTuple):
     """The architecture at the shared width, and at each network's own.
 
-    `ways`: by network, how each equation that reads channels is evaluated. `trunk`: the
-    equations that the shared side needs.
+    `ways`: by network, how each equation that reads channels is evaluated. `outs`: what
+    is wanted of each network, variables by number of the output. `trunk`: the equations
+    that the shared side needs for them.
     """
 
     shared: Program
@@ -44,7 +45,21 @@ class Joint(NamedTuple):
     keeps: Mapping[str, Mapping[str, np.ndarray]]
     common: Mapping[str, np.ndarray]
     ways: Mapping[str, Mapping[int, str]]
+    outs: Mapping[str, Mapping[int, Any]]
     trunk: Sequence[int]
+
+    def wanted(self, name: str) -> list[int]:
+        """The equations that a network's own side needs."""
+        return needed(self.own[name], self.outs[name].values())
+
+    def without(self, unwanted: Mapping[str, Container[int]]) -> "Joint":
+        """The same, some outputs of each network by number left out."""
+        outs = {
+            name: {i: v for i, v in found.items() if i not in unwanted[name]}
+            for name, found in self.outs.items()
+        }
+        job = self._replace(outs=outs)
+        return job._replace(trunk=_trunk(job))
 
 
 def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
@@ -80,7 +95,9 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
         name: {i: _way(shared, prog, i, free) for i in prog.frame.sites}
         for name, prog in own.items()
     }
-    return Joint(shared, own, keeps, common, ways, _trunk(shared, own, ways))
+    outs = {name: dict(enumerate(p.frame.jaxpr.outvars)) for name, p in own.items()}
+    job = Joint(shared, own, keeps, common, ways, outs, ())
+    return job._replace(trunk=_trunk(job))
 
 
 def at_width(prog: Program, keep: Mapping[str, np.ndarray]) -> Program:
@@ -149,7 +166,7 @@ def _width(prog: Program, name: str) -> int:
     return prog.evaluator.k.count(prog.groups[name])
 
 
-def _one_axis(prog: Program, reader: Reader, free: set[str]) -> bool:
+def _one_axis(prog: Program, reader: Reader, free: Collection[str]) -> bool:
     """Whether the channels that are contracted lie in one axis, end to end."""
     dims = reader.ins[reader.site.at].dims
     axes = channel_axes(reader, reader.site.at)
@@ -157,20 +174,17 @@ def _one_axis(prog: Program, reader: Reader, free: set[str]) -> bool:
     return len(held) == 1 and not any(across(prog, held, free))
 
 
-def _trunk(
-    shared: Program, own: Mapping[str, Program], ways: Mapping[str, Mapping[int, str]]
-) -> list[int]:
+def _trunk(job: Joint) -> list[int]:
     """The equations of the shared side that some network reads."""
     atoms = []
-    for name, prog in own.items():
-        wanted = needed(prog, prog.frame.jaxpr.outvars)
-        for index in wanted:
-            eqn = shared.frame.jaxpr.eqns[index]
-            if ways[name].get(index) == MIXING:
+    for name, prog in job.own.items():
+        for index in job.wanted(name):
+            eqn = job.shared.frame.jaxpr.eqns[index]
+            if job.ways[name].get(index) == MIXING:
                 atoms.append(eqn.invars[prog.frame.sites[index].at])
-            elif ways[name].get(index) == TAKEN:
+            elif job.ways[name].get(index) == TAKEN:
                 atoms += eqn.outvars
-    return needed(shared, atoms)
+    return needed(job.shared, atoms)
 
 
 def needed(prog: Program, atoms: Iterable[Any]) -> list[int]:
@@ -199,7 +213,7 @@ class Parts(NamedTuple):
 def evaluate(
     job: Joint, parts: Parts, inputs: Sequence[Any]
 ) -> tuple[dict[Any, Any], dict[str, list[Any]]]:
-    """Values of the shared side, and the outputs of each network.
+    """Values of the shared side, and the outputs of each network (None: not wanted).
 
     Args:
         job: the merged architecture.
@@ -212,9 +226,10 @@ def evaluate(
     outs = {}
     for name, prog in job.own.items():
         env = start(prog, parts.own[name], inputs)
-        for index in needed(prog, prog.frame.jaxpr.outvars):
+        for index in job.wanted(name):
             own_step(job, name, index, env, shared, parts.reads[name])
-        outs[name] = [read(env, atom) for atom in prog.frame.jaxpr.outvars]
+        made = {i: read(env, atom) for i, atom in job.outs[name].items()}
+        outs[name] = [made.get(i) for i in range(len(prog.frame.jaxpr.outvars))]
     return shared, outs
 
 
@@ -288,7 +303,7 @@ def operands(
     if len(sides) == 1:
         found = sides[0]
     else:
-        held = _held(prog, reader, axes[0])
+        held = _held(prog, reader, axes[0], job.keeps[name])
         found = [
             jnp.concatenate(values, axis[held])
             for values, axis in zip(zip(*sides, strict=True), axes, strict=True)
@@ -296,11 +311,13 @@ def operands(
     return list(found) if at == 0 else list(found)[::-1]
 
 
-def _held(prog: Program, reader: Reader, axes: Sequence[int]) -> int:
-    """Which of the contracted axes is cut."""
-    k, dims = prog.evaluator.k, reader.ins[reader.site.at].dims
-    cut = [i for i, axis in enumerate(axes) if k.count(dims[axis]) != dims[axis].size]
-    return cut[0]
+def _held(
+    prog: Program, reader: Reader, axes: Sequence[int], free: Collection[str]
+) -> int:
+    """Which of the contracted axes has the channels; `_one_axis` saw to it."""
+    dims = reader.ins[reader.site.at].dims
+    found = (i for i, a in enumerate(axes) if channels_of(prog, [dims[a]], free))
+    return next(found)
 
 
 def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:

@@ -111,7 +111,12 @@ def train_apply(
         job, parts = joint(networks, sharing, inputs), unpacked(params, networks)
         first = next(iter(networks.values()))
         updated = mirrors(first, inputs)
-        outvars = job.shared.frame.jaxpr.outvars
+        # Channels that nothing reads are gone, and so are their statistics.
+        gone = {
+            name: {i for i, path in updated.items() if path not in own}
+            for name, own in parts.own.items()
+        }
+        job, outvars = job.without(gone), job.shared.frame.jaxpr.outvars
         held = {i: path for i, path in updated.items() if path in parts.shared}
         more = needed(job.shared, [outvars[i] for i in held])
         job = job._replace(trunk=sorted({*job.trunk, *more}))

@@ -24,7 +24,6 @@ from cutjax.merge.join import (
     at_width,
     joint,
     moved,
-    needed,
     operands,
     own_step,
     start,
@@ -205,9 +204,7 @@ def _refitted(
     both = joint(networks, sharing, inputs[0])
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     slots = {name: slots_of(sharing, name) for name in networks}
-    wanted = {
-        n: set(needed(prog, prog.frame.jaxpr.outvars)) for n, prog in both.own.items()
-    }
+    wanted = {name: set(both.wanted(name)) for name in both.own}
     job = Job(both, full, slots, wanted, rows, way)
     parts = unpacked(merged.params, networks) if merged else None
     parts = parts or averaged(networks, sharing, both)
