@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from laws.tools import run
 from nets import NETS
-from test_merge import SPLIT, X, mlp, mlps, normal, rescaled
+from test_merge import SPLIT, X, check_each_as_it_was, mlp, mlps, normal, rescaled
 
 import cutjax as cj
 from cutjax.merge import Network
@@ -106,3 +106,13 @@ def test_least_squares_comes_closer_than_the_average(name):
         return total
 
     assert wrong(fitted) < wrong(average)
+
+
+@pytest.mark.parametrize("name", ["interpolated", "lstm"])
+def test_a_network_that_shares_nothing_is_not_fitted_to(name):
+    """The shared side is the other's alone, kernels of pinned channels included."""
+
+    def fitted(networks: Any, sharing: Any, inputs: Any) -> Any:
+        return cj.merge.least_squares(networks, sharing, [inputs], progress=False)
+
+    check_each_as_it_was(fitted, NETS[name](), "apart")

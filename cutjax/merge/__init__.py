@@ -47,4 +47,5 @@ from cutjax.merge.subsets import (
 from cutjax.merge.tied import tied as tied, tied_train_apply as tied_train_apply
 from cutjax.merge.ties import ties as ties
 from cutjax.merge.vectors import arithmetic as arithmetic, vectors as vectors
+from cutjax.merge.whole import whole_groups as whole_groups
 from cutjax.merge.zipit import zipit as zipit

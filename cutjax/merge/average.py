@@ -38,7 +38,7 @@ def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
     roles = read_axes(next(iter(job.own.values())))
     slots = {name: slots_of(sharing, name) for name in networks}
     _check_uses(job, networks, slots)
-    some = {n: net for n, net in networks.items() if _shares(net, slots[n])}
+    some = {name: networks[name] for name in job.members}
     shared = {
         path: mean_of(some, slots, path, roles.get(path, ()), job)
         for path in used(job.shared, job.trunk)
@@ -56,12 +56,6 @@ def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
             for path in dict.fromkeys(kernel_of(prog, i) for i in mixed)
         }
     return Parts(shared, own, reads)
-
-
-def _shares(net: Network, slots: Slots) -> bool:
-    """Whether a network has channels among the shared ones."""
-    found = (slots.get(g.name, np.zeros(1, int)) for g in net.graph.free)
-    return any((to >= 0).any() for to in found)
 
 
 def used(prog: Program, indices: Sequence[int]) -> list[str]:
@@ -98,20 +92,25 @@ def _check_uses(job: Joint, networks: Networks, slots: Mapping[str, Slots]) -> N
     """Check that what is read in one place and used in another is shared one to one."""
     prog, graph = job.shared, next(iter(networks.values())).graph
     for path in used(prog, job.trunk):
-        number = prog.paths.index(path)
-        uses = terminals(prog, number)
-        ways = {_read_along(prog, i) if _reads(prog, i, number) else () for i in uses}
         groups = {leaf.name for axis in graph.axes[path] for leaf in leaves(axis)}
         torn = [
             group
             for group in groups & {*job.common}
             if any(not _one_to_one(found[group]) for found in slots.values())
         ]
-        if len(ways) > 1 and torn:
+        if torn and in_several_ways(prog, path):
             raise KeepError(
                 f"{path!r} is used in several ways; so {torn[0]!r} can only be shared "
                 "one to one and whole; or give each use a parameter of its own"
             )
+
+
+def in_several_ways(prog: Program, path: str) -> bool:
+    """Whether a parameter is read in one place and used otherwise in another."""
+    number = prog.paths.index(path)
+    uses = terminals(prog, number)
+    ways = {_read_along(prog, i) if _reads(prog, i, number) else () for i in uses}
+    return len(ways) > 1
 
 
 def _reads(prog: Program, index: int, number: int) -> bool:

@@ -18,7 +18,7 @@ from cutjax.errors import KeepError, MismatchError
 from cutjax.merge.crossed import across, channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import Sharing
-from cutjax.merge.slots import own_keep, shared_keep
+from cutjax.merge.slots import members, own_keep, shared_keep
 from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import SAME, Program, needs, program, read
 from cutjax.recover.rows import is_matrix
@@ -37,7 +37,7 @@ class Joint(NamedTuple):
 
     `ways`: by network, how each equation that reads channels is evaluated. `outs`: what
     is wanted of each network, variables by number of the output. `trunk`: the equations
-    that the shared side needs for them.
+    that the shared side needs for them. `members`: the networks that share channels.
     """
 
     shared: Program
@@ -47,6 +47,7 @@ class Joint(NamedTuple):
     ways: Mapping[str, Mapping[int, str]]
     outs: Mapping[str, Mapping[int, Any]]
     trunk: Sequence[int]
+    members: tuple[str, ...]
 
     def wanted(self, name: str) -> list[int]:
         """The equations that a network's own side needs."""
@@ -92,11 +93,12 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     for prog in own.values():
         check_crossed(shared, prog, free)
     ways = {
-        name: {i: _way(shared, prog, i, free) for i in prog.frame.sites}
+        name: {i: way_of(shared, prog, i, free) for i in prog.frame.sites}
         for name, prog in own.items()
     }
     outs = {name: dict(enumerate(p.frame.jaxpr.outvars)) for name, p in own.items()}
-    job = Joint(shared, own, keeps, common, ways, outs, ())
+    some = members({n: net.graph for n, net in networks.items()}, sharing)
+    job = Joint(shared, own, keeps, common, ways, outs, (), some)
     return job._replace(trunk=_trunk(job))
 
 
@@ -128,8 +130,26 @@ def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
         )
 
 
-def _way(shared: Program, own: Program, index: int, free: set[str]) -> str:
-    """How a network's side evaluates an equation that sums over channels."""
+class Torn(KeepError):
+    """Groups that cannot be shared in part."""
+
+    def __init__(self, message: str, groups: Sequence[str]) -> None:
+        super().__init__(message)
+        self.groups = tuple(groups)
+
+
+def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> str:
+    """How a network's side evaluates an equation that sums over channels.
+
+    Args:
+        shared: the architecture at the shared width.
+        own: at the width of a network's own channels.
+        index: of the equation.
+        free: the groups that are not pinned.
+
+    Raises:
+        Torn: a sum over channels of which some are shared, and no kernel mixes them.
+    """
     reader = own.reader(index)
     found = channels_of(own, reader.site.inner, free)
     split = [n for n in found if _width(shared, n) and _width(own, n)]
@@ -153,13 +173,14 @@ def _plain_kernel(prog: Program, reader: Reader) -> bool:
     return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
 
 
-def _refused(reader: Reader, names: Sequence[str], why: str) -> KeepError:
-    return KeepError(
+def _refused(reader: Reader, names: Sequence[str], why: str) -> Torn:
+    message = (
         f"{', '.join(map(repr, names))} cannot be shared in part: {why}\n"
         f"  at {user_line(reader.eqn.source_info)}\n"
         "  try: share all of these groups, or none of them and of what they enter; see "
         "`cutjax.merge.until`"
     )
+    return Torn(message, names)
 
 
 def _width(prog: Program, name: str) -> int:

@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cutjax.errors import KeepError
 from cutjax.graph import Graph
 from cutjax.merge.align import align_all
 from cutjax.merge.evidence import by_scores
 from cutjax.merge.network import Networks, check_alike
 from cutjax.merge.regroup import Regrouped, pam_sharing, regroup
 from cutjax.merge.sharing import Sharing
+from cutjax.merge.whole import whole_groups
+from cutjax.recover.walk import inputs_of
 from cutjax.saliency.criterion import Scores
 
 
@@ -24,15 +27,17 @@ def pam(
 ) -> tuple[Sharing, Regrouped]:
     """Which channels all tasks share, which are exclusive to one, which go.
 
-    Channels are aligned, then typed by each network's scores. What is shared no longer
-    reads what is exclusive, so fit the merged network (`least_squares`) and train it
-    to answer as the networks did (`finetune`), then cut it like any other.
+    Channels are aligned, then typed by each network's scores; groups that must be
+    shared whole (`whole_groups`) are, and do not count. What is shared no longer reads
+    what is exclusive, so fit the merged network (`least_squares`) and train it to
+    answer as the networks did (`finetune`), then cut it like any other.
 
     Args:
         networks: by name, one per task.
         scores: of each network by its own task: `{name: saliency(...)[task]}`.
         batches: `(x, ...)` or bare inputs, to align by activations; without them
-            channels are aligned by weights.
+            channels are aligned by weights, and what must be shared whole is not known
+            (merging says so).
         alpha: one of the three that `regroup` takes.
         shared: another.
         exclusive: the third.
@@ -44,7 +49,8 @@ def pam(
     Raises:
         MismatchError: the networks are not of one architecture.
         DataError: scores that are negative, not finite or missing; no batch.
-        KeepError: not one of the three; more channels than there are.
+        KeepError: not one of the three; more channels than there are; a group that
+            must be shared whole, or nothing but such.
         BudgetError: no alpha gives so many.
 
     Example:
@@ -66,18 +72,36 @@ def pam(
         aligned.
     """
     check_alike(networks)
-    graph = next(iter(networks.values())).graph
+    first = next(iter(networks.values()))
+    graph, data = first.graph, None if batches is None else list(batches)
+    whole = whole_groups(first, inputs_of(data[0])) if data else {}
+    given = {"alpha": alpha, "shared": shared, "exclusive": exclusive}
+    _check_whole(graph, whole, given.values())
     orders, _ = align_all(
         graph,
         {name: net.params for name, net in networks.items()},
         apply=None if batches is None else {n: v.apply for n, v in networks.items()},
-        batches=batches,
+        batches=data,
         progress=progress,
     )
     levels = by_scores({name: scores[name] for name in networks}, orders)
-    given = {"alpha": alpha, "shared": shared, "exclusive": exclusive}
+    levels = {group: found for group, found in levels.items() if group not in whole}
     types, info = regroup(levels, list(networks), **given)
     return pam_sharing(graph, list(networks), orders, types), info
+
+
+def _check_whole(graph: Graph, whole: Mapping[str, str], wanted: Iterable[Any]) -> None:
+    """Check that something can be shared in part, and what was asked for by name."""
+    for name in (n for one in wanted if isinstance(one, Mapping) for n in one):
+        if name in whole:
+            raise KeepError(f"{name!r} cannot be shared in part: {whole[name]}")
+    if whole and len(whole) == len(graph.free):
+        name, why = next(iter(whole.items()))
+        raise KeepError(
+            f"no group of these networks can be shared in part; {name!r}: {why}\n"
+            "  try: share all of some groups and none of the others, see "
+            "`cutjax.merge.until`; or all (`from_permutations`)"
+        )
 
 
 def exclusive_groups(graph: Graph) -> list[str]:

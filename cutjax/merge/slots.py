@@ -41,6 +41,18 @@ def own_keep(
     }
 
 
+def members(graphs: Mapping[str, Graph], sharing: Sharing) -> tuple[str, ...]:
+    """The networks that have channels among the shared ones."""
+
+    def has(name: str, graph: Graph) -> bool:
+        slots = slots_of(sharing, name)
+        return any(
+            g.name not in slots or (slots[g.name] >= 0).any() for g in graph.free
+        )
+
+    return tuple(name for name, graph in graphs.items() if has(name, graph))
+
+
 def summed(
     leaf: Shaped[np.ndarray, "..."],
     axes: Sequence[Axis],

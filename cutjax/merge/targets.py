@@ -54,7 +54,7 @@ def wanted_of(job: Job, batch: Batch, index: int) -> dict[str, tuple[Any, Any, A
     prog = job.joint.shared
     (out,) = prog.frame.jaxpr.eqns[index].outvars
     path = eager.affine_path(prog, index)
-    made = {n: _members_of(job, n, batch, index) for n in job.full}
+    made = {n: _members_of(job, n, batch, index) for n in job.joint.members}
     if not job.way.originals:
         eager.advance(prog, index, batch.shared)
     if not job.way.apart:

@@ -22,8 +22,10 @@ from regrouping.systems import (
 )
 
 BUDGETS = {
-    "apart": (1.0, 0.7, 0.5, 0.35, 0.28, 0.22, 0.18, 0.15),
-    "": (0.35, 0.28, 0.22, 0.18, 0.15, 0.12, 0.1, 0.08),
+    ("morpho", "apart"): (1.0, 0.7, 0.5, 0.35, 0.28, 0.22, 0.18, 0.15),
+    ("morpho", ""): (0.35, 0.28, 0.22, 0.18, 0.15, 0.12, 0.1, 0.08),
+    ("set_cards", "apart"): (0.15, 0.1, 0.07, 0.05, 0.035, 0.025, 0.018),
+    ("set_cards", ""): (0.08, 0.055, 0.04, 0.028, 0.02, 0.014, 0.01),
 }
 """Multiply-adds of all tasks, in those of one network before pruning."""
 
@@ -84,8 +86,8 @@ def one_seed(
     for system in missing:
         sharing = sharing_of(system, found)
         whole = merged(system, found, sharing, lesson)
-        budgets = BUDGETS.get(system, BUDGETS[""])
-        for left in pruned(system, found, whole, sharing, lesson, budgets):
+        own = data.name, system if system == "apart" else ""
+        for left in pruned(system, found, whole, sharing, lesson, BUDGETS[own]):
             name = f"{key}|{system}|{left.row['budget']:.3g}"
             if name not in done:
                 keep = {group: np.asarray(v) for group, v in left.keep.items()}

@@ -1,0 +1,109 @@
+"""Groups of which a merged network can have all channels or none, and why."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cutjax._compat import user_line
+from cutjax.dims import leaves
+from cutjax.merge.average import in_several_ways
+from cutjax.merge.crossed import across, channels_of
+from cutjax.merge.join import Torn, at_width, needed, way_of
+from cutjax.merge.network import Network
+from cutjax.recover.program import Program, program
+
+DEAD = "all that it enters is shared whole"
+
+
+def whole_groups(network: Network, inputs: Sequence[Any] | Any) -> dict[str, str]:
+    """The groups whose channels are all shared, or none of them.
+
+    Some channels of a group can be shared and others be a network's own where kernels
+    mix them. That is not so where an array has channels of two groups (heads and their
+    width), where channels are summed otherwise (the norm of a transformer's stream),
+    or where a parameter is used in several ways. Nor is it of use where all that a
+    group enters must be shared: own channels would serve nothing.
+
+    Args:
+        network: any of those that are to be merged: they are alike.
+        inputs: one batch of inputs, or its shapes.
+
+    Returns:
+        By group, why.
+
+    Example:
+        >>> import jax.numpy as jnp, cutjax as cj
+        >>> norm = lambda h: h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True))
+        >>> apply = lambda w, x: norm(x @ w["a"]) @ w["b"] @ w["c"]
+        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 4)), "c": jnp.ones((4, 1))}
+        >>> x = jnp.ones((1, 2))
+        >>> net = cj.merge.Network(apply, w, cj.trace(apply, w, x))
+        >>> list(cj.merge.whole_groups(net, x))
+        ['a:1']
+    """
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    prog = program(network.apply, network.graph, {}, given)
+    free = {group.name: group.size for group in network.graph.free}
+    found: dict[str, str] = {}
+
+    def note(reasons: Iterable[tuple[str, str]]) -> bool:
+        new = {name: why for name, why in reasons if name in {*free} - {*found}}
+        found.update(new)
+        return bool(new)
+
+    def own() -> Program:
+        keep = {name: np.zeros(free[name], bool) for name in found}
+        return at_width(prog, keep)
+
+    note(_crossed(prog, free))
+    note(_tied(prog, network))
+    while note(_summed(prog, own(), free)):
+        pass
+    serving = _serving(own(), free)
+    note((name, DEAD) for name in free if name not in serving)
+    return found
+
+
+def _serving(prog: Program, free: Collection[str]) -> set[str]:
+    """The groups whose channels the outputs need."""
+    indices = needed(prog, prog.frame.jaxpr.outvars)
+    values = [value for index in indices for value in _made(prog, index)]
+    return {name for v in values for name in channels_of(prog, v.dims, free)}
+
+
+def _made(prog: Program, index: int) -> list[Any]:
+    eqn = prog.frame.jaxpr.eqns[index]
+    return [prog.frame.values[var] for var in eqn.outvars]
+
+
+def _crossed(prog: Program, free: Collection[str]) -> Iterator[tuple[str, str]]:
+    for index in needed(prog, prog.frame.jaxpr.outvars):
+        line = user_line(prog.frame.jaxpr.eqns[index].source_info)
+        for value in _made(prog, index):
+            for pair in across(prog, value.dims, free) if value.data else ():
+                for name, other in (pair, pair[::-1]):
+                    yield name, f"an array has it and {other!r}, at {line}"
+
+
+def _summed(
+    prog: Program, own: Program, free: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """What is summed, or where that is shared whole, what the sum makes."""
+    for index in prog.frame.sites:
+        reader = prog.reader(index)
+        try:
+            way_of(prog, own, index, free)
+        except Torn as torn:
+            made = [n for v in reader.outs for n in channels_of(prog, v.dims, free)]
+            split = [n for n in torn.groups if own.evaluator.k.count(own.groups[n])]
+            line = user_line(reader.eqn.source_info)
+            for name in split or made:
+                yield name, f"summed without a kernel, at {line}"
+
+
+def _tied(prog: Program, network: Network) -> Iterator[tuple[str, str]]:
+    for path, axes in network.graph.axes.items():
+        if in_several_ways(prog, path):
+            for leaf in (leaf for axis in axes for leaf in leaves(axis)):
+                yield leaf.name, f"{path!r} is used in several ways"

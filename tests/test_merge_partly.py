@@ -1,0 +1,123 @@
+"""Groups shared in part: what is said to be possible is; what is not, is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws.tools import free
+from nets import NETS
+
+import cutjax as cj
+from cutjax.dims import leaves
+from cutjax.errors import KeepError
+from cutjax.merge import OWN, Network, whole_groups
+from cutjax.merge.merged import unpacked
+from cutjax.merge.whole import DEAD
+
+
+def half(size: int) -> Any:
+    return np.where(np.arange(size) < size // 2, np.arange(size), OWN)
+
+
+def shared_in_part(graph: Any, groups: set[str]) -> Any:
+    """Half of these groups, and all others whole."""
+    return {
+        g.name: dict.fromkeys(
+            "ab", half(g.size) if g.name in groups else np.arange(g.size)
+        )
+        for g in free(graph)
+    }
+
+
+def every() -> list[Any]:
+    return [
+        pytest.param(name, marks=pytest.mark.slow if i % 3 else ())
+        for i, name in enumerate(NETS)
+    ]
+
+
+def own_groups(networks: Any, sharing: Any, inputs: Any) -> set[str]:
+    """The groups of which a network has channels of its own that serve something."""
+    merged, axes = cj.merge.average(networks, sharing, inputs), networks["a"].graph.axes
+    own = unpacked(merged.params, networks).own["a"]
+    return {leaf.name for path in own for axis in axes[path] for leaf in leaves(axis)}
+
+
+def check(whole_groups: Any, net: Any) -> None:
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    networks = dict.fromkeys("ab", Network(net.apply, net.params, graph))
+    whole = whole_groups(networks["a"], net.inputs)
+    part = {g.name for g in free(graph) if g.size > 1} - {*whole}
+    assert part <= own_groups(networks, shared_in_part(graph, part), net.inputs)
+    for name, why in whole.items():
+        if why != DEAD and graph[name].size > 1:
+            with contextlib.suppress(KeepError):
+                sharing = shared_in_part(graph, {name})
+                assert name not in own_groups(networks, sharing, net.inputs)
+
+
+@pytest.mark.parametrize("name", every())
+def test_what_can_be_shared_in_part_can_and_the_rest_is_refused(name):
+    check(whole_groups, NETS[name]())
+
+
+@pytest.mark.parametrize("name", ["swiglu", "vit_split", "vgg"])
+def test_a_list_that_is_short_or_long_is_found_out(name):
+    def short(*args: Any) -> dict[str, str]:
+        return dict([*whole_groups(*args).items()][1:])
+
+    def long(network: Any, inputs: Any) -> dict[str, str]:
+        found = whole_groups(network, inputs)
+        more = [g.name for g in network.graph.free if g.name not in found]
+        return {**found, more[-1]: "no reason"}
+
+    with pytest.raises((AssertionError, KeepError, pytest.fail.Exception)):
+        check(long if name == "vgg" else short, NETS[name]())
+
+
+def gated(p: Any, x: Any) -> Any:
+    """A norm over the first group; the second is mixed by kernels."""
+    h = x @ p["a"]
+    h = h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-3)
+    return jax.nn.relu(h @ p["b"]) @ p["c"]
+
+
+def test_pam_shares_whole_what_must_be_and_types_the_rest():
+    shapes = {"a": (5, 6), "b": (6, 8), "c": (8, 2)}
+    keys = jax.random.split(jax.random.PRNGKey(0), 7)
+    params = [
+        {
+            k: jax.random.normal(keys[3 * i + j], s)
+            for j, (k, s) in enumerate(shapes.items())
+        }
+        for i in range(2)
+    ]
+    x = jax.random.normal(keys[6], (16, 5))
+    graph = cj.trace(gated, params[0], x)
+    networks = {n: Network(gated, p, graph) for n, p in zip("ab", params, strict=True)}
+    rng = np.random.default_rng(0)
+    scores = {n: {g.name: rng.uniform(size=g.size) for g in graph.free} for n in "ab"}
+    sharing, info = cj.merge.pam(networks, scores, [x], exclusive=0.25, progress=False)
+    assert list(info.exclusive) == ["b:1"]
+    assert sum(info.exclusive["b:1"].values()) >= 2
+    for slots in sharing["a:1"].values():
+        assert sorted(slots) == list(range(6))
+    merged = cj.merge.average(networks, sharing, x)
+    assert set(merged.apply(merged.params, x)) == {"a", "b"}
+    with pytest.raises(KeepError, match="'a:1' cannot be shared in part: summed"):
+        cj.merge.pam(networks, scores, [x], exclusive={"a:1": 1}, progress=False)
+
+
+def test_pam_says_so_where_nothing_can_be_shared_in_part():
+    net = NETS["swiglu"]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    networks = dict.fromkeys("ab", Network(net.apply, net.params, graph))
+    scores = {n: {g.name: np.ones(g.size) for g in graph.free} for n in "ab"}
+    data = [net.inputs]
+    with pytest.raises(KeepError, match=r"no group .* can be shared in part"):
+        cj.merge.pam(networks, scores, data, alpha=0.5, progress=False)
