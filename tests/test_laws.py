@@ -24,6 +24,15 @@ STATISTIC = (
 every = pytest.mark.parametrize("name", list(NETS), scope="module")
 
 
+def by_turns(first: int) -> pytest.MarkDecorator:
+    """All nets; by default every second one, of two laws the others."""
+    nets = [
+        pytest.param(name, marks=pytest.mark.slow if (i + first) % 2 else ())
+        for i, name in enumerate(NETS)
+    ]
+    return pytest.mark.parametrize("name", nets, scope="module")
+
+
 @every
 def test_groups_are_those_found_on_paper(name: str) -> None:
     laws.check_groups(CJ, NETS[name]())
@@ -84,7 +93,7 @@ def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
 
-@every
+@by_turns(0)
 def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     if not NETS[name]().true_derivative:
         pytest.skip("the activation's derivative is not its slope")
@@ -114,19 +123,19 @@ def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 
 
-@every
+@by_turns(1)
 def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
     laws.check_grad(CJ, NETS[name](), 0)
 
 
-@every
+@by_turns(0)
 def test_vmap_of_the_small_function(name: str) -> None:
     laws.check_vmap(CJ, NETS[name](), 0)
 
 
-@every
+@by_turns(1)
 def test_second_cut(name: str) -> None:
     laws.check_second_cut(CJ, NETS[name](), 0)
 
