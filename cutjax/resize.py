@@ -345,7 +345,7 @@ def flattened(fn: Callable[..., list], avals: Sequence[Any]) -> Any:
     """The jaxpr of `fn` with every nested call that reads channels inlined."""
     walker = Walker("pin")
     ins = [
-        Value(walker.solver.news(a.shape), data=False, param=i)
+        Value(walker.solver.news(a.shape), data=True, param=i)
         for i, a in enumerate(avals)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*avals), ins)

@@ -221,6 +221,24 @@ def test_what_lies_beside_channels_is_read_once(kept):
         np.testing.assert_allclose(out, apply(params, X), rtol=1e-4, atol=1e-5)
 
 
+def test_a_tied_kernel_is_shared_in_part():
+    """An embedding that is the head as well: equal networks stay what they were."""
+
+    def apply(p: Any, x: Any) -> Any:
+        return jax.nn.relu(p["e"][x]) @ p["e"].T
+
+    p, x = {"e": normal(1, 11, 6)}, jnp.arange(7)
+    graph = cj.trace(apply, p, x)
+    networks = dict.fromkeys("ab", Network(apply, p, graph))
+    to = np.array([0, 1, 2, OWN, OWN, OWN])
+    merged = cj.merge.average(networks, {"e:1": dict.fromkeys("ab", to)}, x)
+    for out in run(merged.apply, merged.params, x).values():
+        np.testing.assert_allclose(out, apply(p, x), rtol=1e-4, atol=1e-5)
+    uneven = {"e:1": {"a": to, "b": np.arange(6)}}
+    with pytest.raises(KeepError, match=r"'e' is used in several ways.* one to one;"):
+        cj.merge.average(networks, uneven, x)
+
+
 # ---- cost
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from cutjax.dims import kept, leaves
 from cutjax.errors import KeepError
+from cutjax.graph import Graph
 from cutjax.merge.join import MIXING, Joint, Parts, at_width
 from cutjax.merge.network import Network, Networks
 from cutjax.merge.sharing import Sharing
-from cutjax.merge.slots import Slots, slots_of, summed
+from cutjax.merge.slots import Slots, summed
 from cutjax.readers import channel_axes
 from cutjax.recover.program import Program, positions, terminals
 from cutjax.recover.rows import is_matrix
@@ -36,8 +37,8 @@ def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
             network in a shared one.
     """
     roles = read_axes(next(iter(job.own.values())))
-    slots = {name: slots_of(sharing, name) for name in networks}
-    _check_uses(job, networks, slots)
+    slots = job.slots
+    _check_uses(job, networks)
     some = {name: networks[name] for name in job.members}
     shared = {
         path: mean_of(some, slots, path, roles.get(path, ()), job)
@@ -88,21 +89,36 @@ def read_axes(prog: Program) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _check_uses(job: Joint, networks: Networks, slots: Mapping[str, Slots]) -> None:
+def _check_uses(job: Joint, networks: Networks) -> None:
     """Check that what is read in one place and used in another is shared one to one."""
     prog, graph = job.shared, next(iter(networks.values())).graph
     for path in used(prog, job.trunk):
+        whole = not one_axis(graph, path)
         groups = {leaf.name for axis in graph.axes[path] for leaf in leaves(axis)}
-        torn = [
-            group
-            for group in groups & {*job.common}
-            if any(not _one_to_one(found[group]) for found in slots.values())
-        ]
+        torn = [g for g in groups & {*job.common} if not _one_to_one(job, g, whole)]
         if torn and in_several_ways(prog, path):
             raise KeepError(
                 f"{path!r} is used in several ways; so {torn[0]!r} can only be shared "
-                "one to one and whole; or give each use a parameter of its own"
+                f"one to one{' and whole' if whole else ''}; or give each use a "
+                "parameter of its own"
             )
+
+
+def one_axis(graph: Graph, path: str) -> bool:
+    """Whether a parameter has channels along one axis at most."""
+    free = {group.name for group in graph.free}
+    held = [{x.name for x in leaves(axis)} & free for axis in graph.axes[path]]
+    return sum(map(bool, held)) < 2
+
+
+def _one_to_one(job: Joint, group: str, whole: bool) -> bool:
+    """Whether each shared channel is one channel of every network that shares."""
+    common = np.flatnonzero(job.common[group])
+    found = [job.slots[name][group] for name in job.members]
+    return all(
+        np.array_equal(np.sort(to[to >= 0]), common) and not (whole and (to < 0).any())
+        for to in found
+    )
 
 
 def in_several_ways(prog: Program, path: str) -> bool:
@@ -117,10 +133,6 @@ def _reads(prog: Program, index: int, number: int) -> bool:
     if index < 0 or index not in prog.frame.sites or not is_matrix(prog.reader(index)):
         return False
     return prog.origins.get(prog.kernel(index)) == number
-
-
-def _one_to_one(slots: np.ndarray) -> bool:
-    return bool((slots >= 0).all()) and len(np.unique(slots)) == len(slots)
 
 
 def _read_along(prog: Program, index: int) -> tuple[int, ...]:

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax._compat import Literal
-from cutjax.dims import Axis, Fixed, Leaf
+from cutjax.dims import Axis
 from cutjax.merge.join import step
 from cutjax.merge.permute import places
 from cutjax.merge.slots import Slots, summed
 from cutjax.recover.follow import NEG, is_affine
 from cutjax.recover.program import SAME, Program
-from cutjax.resize import freeze
 from cutjax.rules.base import shape_of
 
 
@@ -91,16 +90,6 @@ def through(
         step(prog, index, inner)
         start = eqn.outvars[0]
     return inner[start]
-
-
-def layout(prog: Program, var: Any) -> list[Axis]:
-    """The axes of a variable at full size."""
-
-    def name(v: Any) -> Axis:
-        found = prog.evaluator.k.name(v)
-        return Leaf(found, v.size) if found else Fixed(v.size)
-
-    return [freeze(d, name) for d in prog.frame.values[var].dims]
 
 
 def sum_of_members(

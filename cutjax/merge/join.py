@@ -17,8 +17,9 @@ from cutjax._compat import bind, primitive, scope_of, user_line
 from cutjax.errors import KeepError, MismatchError
 from cutjax.merge.crossed import across, channels_of, check_crossed
 from cutjax.merge.network import Networks
-from cutjax.merge.sharing import Sharing
-from cutjax.merge.slots import members, own_keep, shared_keep
+from cutjax.merge.sharing import DROPPED, Sharing
+from cutjax.merge.slots import Slots, members, own_keep, shared_keep, slots_of
+from cutjax.merge.sums import both, is_scale, is_sum, layout, mine
 from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import SAME, Program, needs, program, read
 from cutjax.recover.rows import is_matrix
@@ -27,9 +28,9 @@ from cutjax.unify import leaf_vars
 
 TRANSPOSE = primitive("transpose")
 
-MIXING, ALONE, TAKEN = "mixing", "alone", "taken"
-"""How a network's side gets the result of an equation: from both operands, from its
-own, or as it is on the shared side."""
+MIXING, SUMMED, ALONE, TAKEN = "mixing", "summed", "alone", "taken"
+"""How a network's side gets the result of an equation: from both operands by a kernel
+or by a sum, from its own, or as it is on the shared side."""
 
 
 class Joint(NamedTuple):
@@ -37,7 +38,9 @@ class Joint(NamedTuple):
 
     `ways`: by network, how each equation that reads channels is evaluated. `outs`: what
     is wanted of each network, variables by number of the output. `trunk`: the equations
-    that the shared side needs for them. `members`: the networks that share channels.
+    that the shared side needs for them. `slots`: by network, where its channels go.
+    `all`: its side at the width of all of these, as it counts them. `members`: the
+    networks that share channels.
     """
 
     shared: Program
@@ -47,6 +50,8 @@ class Joint(NamedTuple):
     ways: Mapping[str, Mapping[int, str]]
     outs: Mapping[str, Mapping[int, Any]]
     trunk: Sequence[int]
+    slots: Mapping[str, Slots]
+    all: Mapping[str, Program]
     members: tuple[str, ...]
 
     def wanted(self, name: str) -> list[int]:
@@ -81,10 +86,10 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     keeps = {n: own_keep(net.graph, sharing, n) for n, net in networks.items()}
     # Networks of one function and graph are one program at several widths.
     found = {(id(net.apply), id(net.graph)): net for net in networks.values()}
-    whole = {
+    full = {
         key: program(net.apply, net.graph, {}, inputs) for key, net in found.items()
     }
-    of = {n: whole[id(net.apply), id(net.graph)] for n, net in networks.items()}
+    of = {n: full[id(net.apply), id(net.graph)] for n, net in networks.items()}
     own = {name: at_width(prog, keeps[name]) for name, prog in of.items()}
     shared = at_width(next(iter(of.values())), common)
     for name, prog in own.items():
@@ -97,8 +102,15 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
         for name, prog in own.items()
     }
     outs = {name: dict(enumerate(p.frame.jaxpr.outvars)) for name, p in own.items()}
+    slots = {name: slots_of(sharing, name) for name in networks}
+    whole = {
+        name: at_width(
+            prog, {group: to != DROPPED for group, to in slots[name].items()}
+        )
+        for name, prog in of.items()
+    }
     some = members({n: net.graph for n, net in networks.items()}, sharing)
-    job = Joint(shared, own, keeps, common, ways, outs, (), some)
+    job = Joint(shared, own, keeps, common, ways, outs, (), slots, whole, some)
     return job._replace(trunk=_trunk(job))
 
 
@@ -157,6 +169,8 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
     made = {n for v in reader.outs for n in channels_of(own, v.dims, free)}
     if (not split and not whole) or any(_width(own, n) == 0 for n in made):
         return ALONE  # nothing that it reads is shared, or nothing that it makes is own
+    if is_sum(reader.eqn):
+        return SUMMED
     if is_matrix(reader) and _plain_kernel(own, reader):
         if split and not _one_axis(own, reader, free):
             raise _refused(reader, found, "two groups are merged in one contraction")
@@ -201,7 +215,7 @@ def _trunk(job: Joint) -> list[int]:
     for name, prog in job.own.items():
         for index in job.wanted(name):
             eqn = job.shared.frame.jaxpr.eqns[index]
-            if job.ways[name].get(index) == MIXING:
+            if job.ways[name].get(index) in (MIXING, SUMMED):
                 atoms.append(eqn.invars[prog.frame.sites[index].at])
             elif job.ways[name].get(index) == TAKEN:
                 atoms += eqn.outvars
@@ -295,12 +309,29 @@ def own_step(
             (v, shared[w]) for v, w in zip(eqn.outvars, other.outvars, strict=True)
         )
     elif way == ALONE:
-        step(prog, index, env)
+        step(job.all[name] if is_scale(prog, eqn) else prog, index, env)
+    elif way == SUMMED:
+        (mine_,), (theirs,) = eqn.invars, other.invars
+        operand = both(eqn, shared[theirs], env[mine_], picked(job, name, index))
+        env.update(zip(eqn.outvars, bind(eqn, [operand], eqn.params), strict=True))
     else:
         args = operands(job, name, index, env, shared, reads)
         with scope_of(eqn):
             outs = bind(eqn, args, eqn.params)
         env.update(zip(eqn.outvars, outs, strict=True))
+
+
+def picked(job: Joint, name: str, index: int) -> dict[int, np.ndarray]:
+    """Along the axes of a sum that have channels: the shared ones of a network."""
+    prog = job.own[name]
+    eqn, free = prog.frame.jaxpr.eqns[index], job.keeps[name]
+    (var,) = eqn.invars
+    dims, axes = prog.frame.values[var].dims, layout(prog, var)
+    return {
+        axis: mine(axes[axis], job.slots[name], job.common, free)
+        for axis in eqn.params["axes"]
+        if channels_of(prog, [dims[axis]], free)
+    }
 
 
 def operands(

@@ -11,6 +11,7 @@ from cutjax.merge import eager
 from cutjax.merge.join import Joint
 from cutjax.merge.kernels import Env, Solve
 from cutjax.merge.slots import Slots
+from cutjax.merge.sums import layout
 from cutjax.recover.program import Program
 
 
@@ -63,7 +64,7 @@ def wanted_of(job: Job, batch: Batch, index: int) -> dict[str, tuple[Any, Any, A
         made = {"": (total, number)}
     found = {}
     for name, (value, number) in made.items():
-        axes = eager.layout(prog, out)
+        axes = layout(prog, out)
         mean, there = (
             _common(job, v, axes) for v in (value / np.maximum(number, 1), number)
         )
@@ -81,14 +82,14 @@ def _members_of(job: Job, name: str, batch: Batch, index: int) -> tuple[Any, Any
     (out,) = prog.frame.jaxpr.eqns[index].outvars
     path = eager.affine_path(prog, index)
     value = eager.through(prog, path, env, out, env[out])
-    return eager.sum_of_members(value, eager.layout(prog, out), job.slots[name])
+    return eager.sum_of_members(value, layout(prog, out), job.slots[name])
 
 
 def _read_by(job: Job, name: str, batch: Batch, index: int) -> Any:
     """What a network itself reads, in shared channels."""
     prog = job.full[name]
     data = prog.frame.jaxpr.eqns[index].invars[prog.frame.sites[index].at]
-    axes = eager.layout(prog, data)
+    axes = layout(prog, data)
     value, number = eager.sum_of_members(batch.full[name][data], axes, job.slots[name])
     return _common(job, value / np.maximum(number, 1), axes)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from cutjax._compat import user_line
 from cutjax.dims import leaves
-from cutjax.merge.average import in_several_ways
+from cutjax.merge.average import in_several_ways, one_axis
 from cutjax.merge.crossed import across, channels_of
 from cutjax.merge.join import Torn, at_width, needed, way_of
 from cutjax.merge.network import Network
@@ -21,9 +21,9 @@ def whole_groups(network: Network, inputs: Sequence[Any] | Any) -> dict[str, str
 
     Some channels of a group can be shared and others be a network's own where kernels
     mix them. That is not so where an array has channels of two groups (heads and their
-    width), where channels are summed otherwise (the norm of a transformer's stream),
-    or where a parameter is used in several ways. Nor is it of use where all that a
-    group enters must be shared: own channels would serve nothing.
+    width), where something other than a kernel or a sum reads them, or where a kernel
+    that reads and makes channels is used in several ways. Nor is it of use where all
+    that a group enters must be shared: own channels would serve nothing.
 
     Args:
         network: any of those that are to be merged: they are alike.
@@ -34,13 +34,15 @@ def whole_groups(network: Network, inputs: Sequence[Any] | Any) -> dict[str, str
 
     Example:
         >>> import jax.numpy as jnp, cutjax as cj
-        >>> norm = lambda h: h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True))
-        >>> apply = lambda w, x: norm(x @ w["a"]) @ w["b"] @ w["c"]
-        >>> w = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 4)), "c": jnp.ones((4, 1))}
+        >>> def apply(w, x):
+        ...     heads = jnp.einsum("bi,ihw->bhw", x, w["a"])
+        ...     return jnp.einsum("bhw,hwo->bo", heads, w["b"]) @ w["c"]
+        >>> shapes = {"a": (2, 3, 4), "b": (3, 4, 5), "c": (5, 1)}
+        >>> w = {name: jnp.ones(shape) for name, shape in shapes.items()}
         >>> x = jnp.ones((1, 2))
         >>> net = cj.merge.Network(apply, w, cj.trace(apply, w, x))
         >>> list(cj.merge.whole_groups(net, x))
-        ['a:1']
+        ['a:1', 'a:2']
     """
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     prog = program(network.apply, network.graph, {}, given)
@@ -99,11 +101,11 @@ def _summed(
             split = [n for n in torn.groups if own.evaluator.k.count(own.groups[n])]
             line = user_line(reader.eqn.source_info)
             for name in split or made:
-                yield name, f"summed without a kernel, at {line}"
+                yield name, f"read without a kernel, at {line}"
 
 
 def _tied(prog: Program, network: Network) -> Iterator[tuple[str, str]]:
     for path, axes in network.graph.axes.items():
-        if in_several_ways(prog, path):
+        if not one_axis(network.graph, path) and in_several_ways(prog, path):
             for leaf in (leaf for axis in axes for leaf in leaves(axis)):
                 yield leaf.name, f"{path!r} is used in several ways"

@@ -1,0 +1,99 @@
+"""Sums over channels of which some are shared: such as those of a LayerNorm.
+
+A network sums over its own channels and over those of the shared ones that are its:
+as often as several of its channels went into one. So a mean is divided by their number,
+and counts as one when the merged network is cut.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Shaped
+
+from cutjax._compat import primitive
+from cutjax.dims import Axis, Fixed, Leaf, kept, leaves
+from cutjax.merge.permute import places
+from cutjax.merge.slots import Slots
+from cutjax.recover.program import Program
+from cutjax.resize import freeze
+
+SCALES = frozenset(map(primitive, ("div", "mul")))
+"""What divides a sum by a count."""
+
+
+def layout(prog: Program, var: Any) -> list[Axis]:
+    """The axes of a variable at full size."""
+
+    def name(v: Any) -> Axis:
+        found = prog.evaluator.k.name(v)
+        return Leaf(found, v.size) if found else Fixed(v.size)
+
+    return [freeze(d, name) for d in prog.frame.values[var].dims]
+
+
+def is_sum(eqn: Any) -> bool:
+    """Whether an equation sums over axes and does nothing else."""
+    return eqn.primitive is jax.lax.reduce_sum_p
+
+
+def is_scale(prog: Program, eqn: Any) -> bool:
+    """Whether an equation may divide a sum by the number of things summed."""
+    values = map(prog.frame.read, eqn.invars)
+    return eqn.primitive in SCALES and any(v.summed is not None for v in values)
+
+
+def mine(
+    axis: Axis,
+    slots: Slots,
+    common: Mapping[str, Bool[np.ndarray, "_"]],
+    free: Collection[str],
+) -> Int[np.ndarray, "_"]:
+    """The shared channels of a network along an axis, each as often as it is several.
+
+    Args:
+        axis: the layout.
+        slots: where the channels of the network go.
+        common: by group, the positions that are shared.
+        free: the groups that are not pinned: what is of none of them, is left out.
+
+    Returns:
+        Positions along the axis at the shared width.
+
+    Example:
+        >>> common = {"g": np.array([True, False, True])}
+        >>> mine(Leaf("g", 3), {"g": np.array([2, 2, -1])}, common, ["g"]).tolist()
+        [1, 1]
+    """
+    shared = kept(axis, common)
+    fixed = kept(
+        axis, {x.name: np.zeros(x.size, bool) for x in leaves(axis) if x.name in free}
+    )
+    to = places(axis, slots)
+    at = np.sort(to[(to >= 0) & ~fixed])
+    return (np.cumsum(shared) - 1)[at]
+
+
+def both(
+    eqn: Any,
+    shared: Shaped[Array, "..."],
+    own: Shaped[Array, "..."],
+    picked: Mapping[int, Int[np.ndarray, "_"]],
+) -> Shaped[Array, "..."]:
+    """What a network sums: its part of the shared operand, and its own.
+
+    Args:
+        eqn: the sum.
+        shared: its operand on the shared side.
+        own: that of the network's own side; its channels may be none.
+        picked: along axes with channels, which of the shared ones are the network's.
+    """
+    for axis, at in picked.items():
+        if not np.array_equal(at, np.arange(shared.shape[axis])):
+            shared = jnp.take(shared, at, axis)
+    if 0 in own.shape:
+        return shared
+    (axis,) = picked
+    return jnp.concatenate([shared, own], axis)
