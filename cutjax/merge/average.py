@@ -14,10 +14,11 @@ import numpy as np
 from cutjax.dims import kept, leaves
 from cutjax.errors import KeepError
 from cutjax.graph import Graph
-from cutjax.merge.join import MIXING, Joint, Parts, at_width
+from cutjax.merge.join import Joint, Parts
 from cutjax.merge.network import Network, Networks
 from cutjax.merge.sharing import Sharing
 from cutjax.merge.slots import Slots, summed
+from cutjax.merge.ways import MIXING, at_width
 from cutjax.readers import channel_axes
 from cutjax.recover.program import Program, positions, terminals
 from cutjax.recover.rows import is_matrix

@@ -14,23 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax._compat import bind, primitive, scope_of, user_line
-from cutjax.errors import KeepError, MismatchError
-from cutjax.merge.crossed import across, channels_of, check_crossed
+from cutjax.errors import MismatchError
+from cutjax.merge.crossed import channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import DROPPED, Sharing
 from cutjax.merge.slots import Slots, members, own_keep, shared_keep, slots_of
-from cutjax.merge.sums import both, is_scale, is_sum, layout, mine
-from cutjax.readers import channel_axes, is_conv
+from cutjax.merge.sums import both, is_scale, layout, mine
+from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, refused, way_of
+from cutjax.readers import channel_axes
 from cutjax.recover.program import SAME, Program, needs, program, read
-from cutjax.recover.rows import is_matrix
 from cutjax.resize import Evaluator, Reader, kept_of
 from cutjax.unify import leaf_vars
 
 TRANSPOSE = primitive("transpose")
-
-MIXING, SUMMED, ALONE, TAKEN = "mixing", "summed", "alone", "taken"
-"""How a network's side gets the result of an equation: from both operands by a kernel
-or by a sum, from its own, or as it is on the shared side."""
 
 
 class Joint(NamedTuple):
@@ -114,11 +110,6 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     return job._replace(trunk=_trunk(job))
 
 
-def at_width(prog: Program, keep: Mapping[str, np.ndarray]) -> Program:
-    """A program at other widths."""
-    return prog._replace(evaluator=Evaluator(kept_of(prog.groups, keep)))
-
-
 def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
     """Check that two networks do the same, equation by equation.
 
@@ -140,73 +131,6 @@ def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
             f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
             f"{len(one)} operations against {len(other)}"
         )
-
-
-class Torn(KeepError):
-    """Groups that cannot be shared in part."""
-
-    def __init__(self, message: str, groups: Sequence[str]) -> None:
-        super().__init__(message)
-        self.groups = tuple(groups)
-
-
-def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> str:
-    """How a network's side evaluates an equation that sums over channels.
-
-    Args:
-        shared: the architecture at the shared width.
-        own: at the width of a network's own channels.
-        index: of the equation.
-        free: the groups that are not pinned.
-
-    Raises:
-        Torn: a sum over channels of which some are shared, and no kernel mixes them.
-    """
-    reader = own.reader(index)
-    found = channels_of(own, reader.site.inner, free)
-    split = [n for n in found if _width(shared, n) and _width(own, n)]
-    whole = [n for n in found if _width(shared, n) and n not in split]
-    made = {n for v in reader.outs for n in channels_of(own, v.dims, free)}
-    if (not split and not whole) or any(_width(own, n) == 0 for n in made):
-        return ALONE  # nothing that it reads is shared, or nothing that it makes is own
-    if is_sum(reader.eqn):
-        return SUMMED
-    if is_matrix(reader) and _plain_kernel(own, reader):
-        if split and not _one_axis(own, reader, free):
-            raise _refused(reader, found, "two groups are merged in one contraction")
-        return MIXING
-    if not split and not made:
-        return TAKEN
-    raise _refused(reader, [*split, *whole], "no kernel mixes them here")
-
-
-def _plain_kernel(prog: Program, reader: Reader) -> bool:
-    """Whether the kernel is a parameter as it stands, of one group."""
-    if reader.eqn.invars[1 - reader.site.at] not in prog.origins:
-        return False
-    return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
-
-
-def _refused(reader: Reader, names: Sequence[str], why: str) -> Torn:
-    message = (
-        f"{', '.join(map(repr, names))} cannot be shared in part: {why}\n"
-        f"  at {user_line(reader.eqn.source_info)}\n"
-        "  try: share all of these groups, or none of them and of what they enter; see "
-        "`cutjax.merge.until`"
-    )
-    return Torn(message, names)
-
-
-def _width(prog: Program, name: str) -> int:
-    return prog.evaluator.k.count(prog.groups[name])
-
-
-def _one_axis(prog: Program, reader: Reader, free: Collection[str]) -> bool:
-    """Whether the channels that are contracted lie in one axis, end to end."""
-    dims = reader.ins[reader.site.at].dims
-    axes = channel_axes(reader, reader.site.at)
-    held = [dims[axis] for axis in axes if channels_of(prog, [dims[axis]], free)]
-    return len(held) == 1 and not any(across(prog, held, free))
 
 
 def _trunk(job: Joint) -> list[int]:
@@ -311,9 +235,9 @@ def own_step(
     elif way == ALONE:
         step(job.all[name] if is_scale(prog, eqn) else prog, index, env)
     elif way == SUMMED:
-        (mine_,), (theirs,) = eqn.invars, other.invars
-        operand = both(eqn, shared[theirs], env[mine_], picked(job, name, index))
-        env.update(zip(eqn.outvars, bind(eqn, [operand], eqn.params), strict=True))
+        sides = shared[other.invars[0]], env[eqn.invars[0]]
+        outs = bind(eqn, [both(*sides, picked(job, name, index))], eqn.params)
+        env.update(zip(eqn.outvars, outs, strict=True))
     else:
         args = operands(job, name, index, env, shared, reads)
         with scope_of(eqn):
@@ -366,7 +290,7 @@ def operands(
 def _held(
     prog: Program, reader: Reader, axes: Sequence[int], free: Collection[str]
 ) -> int:
-    """Which of the contracted axes has the channels; `_one_axis` saw to it."""
+    """Which of the contracted axes has the channels; `way_of` saw to it."""
     dims = reader.ins[reader.site.at].dims
     found = (i for i, a in enumerate(axes) if channels_of(prog, [dims[a]], free))
     return next(found)
@@ -390,7 +314,7 @@ def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:
         if eqn.primitive in (*SAME, TRANSPOSE):
             outs = bind(eqn, args, eqn.params)
         elif both := inner & made & {*job.common}:
-            raise _refused(reader, sorted(both), "the kernel reads and makes it")
+            raise refused(reader, sorted(both), "the kernel reads and makes it")
         else:
             outs = evaluator.step(prog.frame, at, eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))

@@ -18,16 +18,7 @@ from tqdm import tqdm
 from cutjax.errors import DataError
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
-from cutjax.merge.join import (
-    MIXING,
-    Parts,
-    at_width,
-    joint,
-    moved,
-    operands,
-    own_step,
-    start,
-)
+from cutjax.merge.join import Parts, joint, moved, operands, own_step, start
 from cutjax.merge.kernels import (
     Env,
     bias_at,
@@ -45,8 +36,8 @@ from cutjax.merge.kernels import (
 from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
 from cutjax.merge.network import Networks, check_alike
 from cutjax.merge.sharing import Sharing, check
-from cutjax.merge.slots import slots_of
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
+from cutjax.merge.ways import MIXING, at_width
 from cutjax.readers import channel_axes
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, positions, read
@@ -203,9 +194,8 @@ def _refitted(
         raise DataError("no data to merge by; pass batches of (x, ...)")
     both = joint(networks, sharing, inputs[0])
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
-    slots = {name: slots_of(sharing, name) for name in networks}
     wanted = {name: set(both.wanted(name)) for name in both.own}
-    job = Job(both, full, slots, wanted, rows, way)
+    job = Job(both, full, both.slots, wanted, rows, way)
     parts = unpacked(merged.params, networks) if merged else None
     parts = parts or averaged(networks, sharing, both)
     held = [_begin(job, parts, networks, x) for x in inputs]

@@ -77,7 +77,6 @@ def mine(
 
 
 def both(
-    eqn: Any,
     shared: Shaped[Array, "..."],
     own: Shaped[Array, "..."],
     picked: Mapping[int, Int[np.ndarray, "_"]],
@@ -85,8 +84,7 @@ def both(
     """What a network sums: its part of the shared operand, and its own.
 
     Args:
-        eqn: the sum.
-        shared: its operand on the shared side.
+        shared: the operand of a sum on the shared side.
         own: that of the network's own side; its channels may be none.
         picked: along axes with channels, which of the shared ones are the network's.
     """
