@@ -12,7 +12,7 @@ import pytest
 from laws.tools import run
 
 import cutjax as cj
-from cutjax.merge import DROPPED, OWN, Network
+from cutjax.merge import DROPPED, OWN, Network, join
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -59,9 +59,7 @@ def by_hand(norm: Callable, p: Any, common: Any, slots: Any) -> Any:
     return total
 
 
-@pytest.mark.parametrize("norm", [layer_norm, rms_norm, unit])
-@pytest.mark.parametrize("case", SLOTS)
-def test_a_norm_is_over_all_channels_of_a_network(norm, case):
+def check_norm(norm: Callable, case: str) -> None:
     def apply(p: Any, x: Any) -> Any:
         return norm(x @ p["a"]) @ p["b"]
 
@@ -83,6 +81,26 @@ def test_a_norm_is_over_all_channels_of_a_network(norm, case):
         to = [rank.get(int(s), int(s)) for s in slots[name]]
         want = by_hand(norm, p, common[:, there], to)
         np.testing.assert_allclose(found[name], want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm, unit])
+@pytest.mark.parametrize("case", SLOTS)
+def test_a_norm_is_over_all_channels_of_a_network(norm, case):
+    check_norm(norm, case)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("is_scale", lambda *_: False),  # its own channels alone are counted
+        ("both", lambda shared, own, picked: own),  # and summed
+        ("mine", lambda axis, slots, common, free: np.arange(3)),  # or once each
+    ],
+)
+def test_a_norm_over_less_is_found_out(monkeypatch, name, broken):
+    monkeypatch.setattr(join, name, broken)
+    with pytest.raises(AssertionError):
+        check_norm(layer_norm, "several in one")
 
 
 MEANS = {
