@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from laws.tools import free
 from nets import NETS
+from test_merge import normal
 
 import cutjax as cj
 from cutjax.dims import leaves
@@ -18,10 +19,6 @@ from cutjax.errors import KeepError
 from cutjax.merge import OWN, Network, whole_groups
 from cutjax.merge.merged import unpacked
 from cutjax.merge.whole import DEAD
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.PRNGKey(seed), shape)
 
 
 def half(size: int) -> Any:

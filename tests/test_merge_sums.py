@@ -10,13 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws.tools import run
+from test_merge import normal
 
 import cutjax as cj
 from cutjax.merge import DROPPED, OWN, Network, join
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.PRNGKey(seed), shape)
 
 
 def layer_norm(h: Any) -> Any:
@@ -93,7 +90,7 @@ def test_a_norm_is_over_all_channels_of_a_network(norm, case):
     ("name", "broken"),
     [
         ("is_scale", lambda *_: False),  # its own channels alone are counted
-        ("both", lambda shared, own, picked: own),  # and summed
+        ("summands", lambda shared, own, picked: own),  # and summed
         ("mine", lambda axis, slots, common, free: np.arange(3)),  # or once each
     ],
 )

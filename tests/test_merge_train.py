@@ -18,11 +18,13 @@ from cutjax.merge import DROPPED, OWN, Network
 
 
 class Normed(nn.Module):
+    momentum: float = 0.0
+
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
         for width in (8, 6):
             x = nn.Conv(width, (3, 3), use_bias=False)(x)
-            x = nn.relu(norm(train)(x))
+            x = nn.relu(norm(train, self.momentum)(x))
         return {"label": nn.Dense(3)(x.mean((1, 2)))}
 
 
@@ -36,12 +38,12 @@ class Residual(nn.Module):
         return {"label": nn.Dense(3)(x.mean((1, 2)))}
 
 
-def norm(train: bool) -> nn.BatchNorm:
-    """New statistics are those of the batch alone."""
-    return nn.BatchNorm(use_running_average=not train, momentum=0.0)
+def norm(train: bool, momentum: float = 0.0) -> nn.BatchNorm:
+    """By default new statistics are those of the batch alone."""
+    return nn.BatchNorm(use_running_average=not train, momentum=momentum)
 
 
-X = 3 + jax.random.normal(jax.random.PRNGKey(1), (16, 6, 6, 2))
+X = 3 + jax.random.normal(jax.random.PRNGKey(1), (64, 6, 6, 2))
 
 
 def networks_of(model: nn.Module) -> tuple[dict[str, Network], dict[str, Network]]:
@@ -63,7 +65,7 @@ def networks_of(model: nn.Module) -> tuple[dict[str, Network], dict[str, Network
 
 def test_statistics_are_made_anew():
     """After a pass over the data means and variances are those of what comes in."""
-    networks, trains = networks_of(Normed())
+    networks, trains = networks_of(Normed(momentum=0.99))
     sharing = {
         "params/Conv_1/kernel:3": {n: np.array([0, 1, 2, OWN, OWN, OWN]) for n in "ab"}
     }

@@ -16,8 +16,7 @@ from cutjax.errors import KeepError
 from cutjax.graph import Graph
 from cutjax.merge.join import Joint, Parts
 from cutjax.merge.network import Network, Networks
-from cutjax.merge.sharing import Sharing
-from cutjax.merge.slots import Slots, summed
+from cutjax.merge.slots import Slots, beside, summed
 from cutjax.merge.ways import MIXING, at_width
 from cutjax.readers import channel_axes
 from cutjax.recover.program import Program, positions, terminals
@@ -25,12 +24,11 @@ from cutjax.recover.rows import is_matrix
 from cutjax.shrink import narrowed
 
 
-def averaged(networks: Networks, sharing: Sharing, job: Joint) -> Parts:
+def averaged(networks: Networks, job: Joint) -> Parts:
     """The parameters of a merged network, by averaging.
 
     Args:
         networks: by name.
-        sharing: of their channels.
         job: their merged architecture.
 
     Raises:
@@ -194,9 +192,9 @@ def _reading(
     """The part of a kernel from shared channels to a network's own."""
     axes, leaf = net.graph.axes[path], net.leaves[path]
     whole = summed(np.array(leaf, np.float32), axes, slots, read)
-    none = {group.name: np.zeros(group.size, bool) for group in net.graph.free}
+    free = [group.name for group in net.graph.free]
     for i, axis in enumerate(axes):
-        fixed = kept(axis, none)
+        fixed = beside(axis, free)
         if i in read and not fixed.all():
             # What lies beside channels and is of no group, the own side reads.
             whole[(slice(None),) * i + (fixed,)] = 0

@@ -18,8 +18,8 @@ from cutjax.errors import MismatchError
 from cutjax.merge.crossed import channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import DROPPED, Sharing
-from cutjax.merge.slots import Slots, members, own_keep, shared_keep, slots_of
-from cutjax.merge.sums import both, is_scale, layout, mine
+from cutjax.merge.slots import Slots, own_keep, shared_keep, shares, slots_of
+from cutjax.merge.sums import is_scale, layout, mine, summands
 from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, refused, way_of
 from cutjax.readers import channel_axes
 from cutjax.recover.program import SAME, Program, needs, program, read
@@ -105,7 +105,7 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
         )
         for name, prog in of.items()
     }
-    some = members({n: net.graph for n, net in networks.items()}, sharing)
+    some = tuple(n for n, net in networks.items() if shares(net.graph, slots[n]))
     job = Joint(shared, own, keeps, common, ways, outs, (), slots, whole, some)
     return job._replace(trunk=_trunk(job))
 
@@ -234,12 +234,12 @@ def own_step(
         )
     elif way == ALONE:
         step(job.all[name] if is_scale(prog, eqn) else prog, index, env)
-    elif way == SUMMED:
-        sides = shared[other.invars[0]], env[eqn.invars[0]]
-        outs = bind(eqn, [both(*sides, picked(job, name, index))], eqn.params)
-        env.update(zip(eqn.outvars, outs, strict=True))
     else:
-        args = operands(job, name, index, env, shared, reads)
+        if way == SUMMED:
+            sides = shared[other.invars[0]], env[eqn.invars[0]]
+            args = [summands(*sides, picked(job, name, index))]
+        else:
+            args = operands(job, name, index, env, shared, reads)
         with scope_of(eqn):
             outs = bind(eqn, args, eqn.params)
         env.update(zip(eqn.outvars, outs, strict=True))

@@ -65,7 +65,7 @@ def average(
     check(first.graph, tuple(networks), sharing)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     job = joint(networks, sharing, given)
-    params = packed(averaged(networks, sharing, job))
+    params = packed(averaged(networks, job))
     return Merged(merged_apply(networks, sharing), params)
 
 

@@ -195,9 +195,9 @@ def _refitted(
     both = joint(networks, sharing, inputs[0])
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}
-    job = Job(both, full, both.slots, wanted, rows, way)
+    job = Job(both, full, wanted, rows, way)
     parts = unpacked(merged.params, networks) if merged else None
-    parts = parts or averaged(networks, sharing, both)
+    parts = parts or averaged(networks, both)
     held = [_begin(job, parts, networks, x) for x in inputs]
     steps = range(len(both.shared.frame.jaxpr.eqns))
     dying = [eager.last_uses(prog) for prog in _programs(job)]

@@ -1,12 +1,12 @@
 """Where the channels of a network go in the merged one, in axes and in arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from cutjax.dims import Axis
+from cutjax.dims import Axis, kept, leaves
 from cutjax.graph import Graph
 from cutjax.merge.permute import places
 from cutjax.merge.sharing import OWN, Sharing
@@ -41,16 +41,15 @@ def own_keep(
     }
 
 
-def members(graphs: Mapping[str, Graph], sharing: Sharing) -> tuple[str, ...]:
-    """The networks that have channels among the shared ones."""
+def shares(graph: Graph, slots: Slots) -> bool:
+    """Whether a network has channels among the shared ones."""
+    return any(g.name not in slots or (slots[g.name] >= 0).any() for g in graph.free)
 
-    def has(name: str, graph: Graph) -> bool:
-        slots = slots_of(sharing, name)
-        return any(
-            g.name not in slots or (slots[g.name] >= 0).any() for g in graph.free
-        )
 
-    return tuple(name for name, graph in graphs.items() if has(name, graph))
+def beside(axis: Axis, free: Collection[str]) -> Bool[np.ndarray, "_"]:
+    """The positions of an axis that are of none of some groups."""
+    found = (leaf for leaf in leaves(axis) if leaf.name in free)
+    return kept(axis, {leaf.name: np.zeros(leaf.size, bool) for leaf in found})
 
 
 def summed(

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 from cutjax._compat import primitive
-from cutjax.dims import Axis, Fixed, Leaf, kept, leaves
+from cutjax.dims import Axis, Fixed, Leaf, kept
 from cutjax.merge.permute import places
-from cutjax.merge.slots import Slots
+from cutjax.merge.slots import Slots, beside
 from cutjax.recover.program import Program
 from cutjax.resize import freeze
 
@@ -67,16 +67,12 @@ def mine(
         >>> mine(Leaf("g", 3), {"g": np.array([2, 2, -1])}, common, ["g"]).tolist()
         [1, 1]
     """
-    shared = kept(axis, common)
-    fixed = kept(
-        axis, {x.name: np.zeros(x.size, bool) for x in leaves(axis) if x.name in free}
-    )
     to = places(axis, slots)
-    at = np.sort(to[(to >= 0) & ~fixed])
-    return (np.cumsum(shared) - 1)[at]
+    at = np.sort(to[(to >= 0) & ~beside(axis, free)])
+    return (np.cumsum(kept(axis, common)) - 1)[at]
 
 
-def both(
+def summands(
     shared: Shaped[Array, "..."],
     own: Shaped[Array, "..."],
     picked: Mapping[int, Int[np.ndarray, "_"]],

@@ -10,7 +10,6 @@ from cutjax.dims import Axis, kept
 from cutjax.merge import eager
 from cutjax.merge.join import Joint
 from cutjax.merge.kernels import Env, Solve
-from cutjax.merge.slots import Slots
 from cutjax.merge.sums import layout
 from cutjax.recover.program import Program
 
@@ -41,7 +40,6 @@ class Job(NamedTuple):
 
     joint: Joint
     full: Mapping[str, Program]
-    slots: Mapping[str, Slots]
     wanted: Mapping[str, set[int]]
     rows: int
     way: Way
@@ -82,7 +80,7 @@ def _members_of(job: Job, name: str, batch: Batch, index: int) -> tuple[Any, Any
     (out,) = prog.frame.jaxpr.eqns[index].outvars
     path = eager.affine_path(prog, index)
     value = eager.through(prog, path, env, out, env[out])
-    return eager.sum_of_members(value, layout(prog, out), job.slots[name])
+    return eager.sum_of_members(value, layout(prog, out), job.joint.slots[name])
 
 
 def _read_by(job: Job, name: str, batch: Batch, index: int) -> Any:
@@ -90,7 +88,9 @@ def _read_by(job: Job, name: str, batch: Batch, index: int) -> Any:
     prog = job.full[name]
     data = prog.frame.jaxpr.eqns[index].invars[prog.frame.sites[index].at]
     axes = layout(prog, data)
-    value, number = eager.sum_of_members(batch.full[name][data], axes, job.slots[name])
+    value, number = eager.sum_of_members(
+        batch.full[name][data], axes, job.joint.slots[name]
+    )
     return _common(job, value / np.maximum(number, 1), axes)
 
 

@@ -51,7 +51,7 @@ def whole_groups(network: Network, inputs: Sequence[Any] | Any) -> dict[str, str
     found: dict[str, str] = {}
 
     def note(reasons: Iterable[tuple[str, str]]) -> bool:
-        new = {name: why for name, why in reasons if name in {*free} - {*found}}
+        new = {n: why for n, why in reasons if n in free and n not in found}
         found.update(new)
         return bool(new)
 
@@ -108,5 +108,6 @@ def _summed(
 def _tied(prog: Program, network: Network) -> Iterator[tuple[str, str]]:
     for path, axes in network.graph.axes.items():
         if not one_axis(network.graph, path) and in_several_ways(prog, path):
-            for leaf in (leaf for axis in axes for leaf in leaves(axis)):
-                yield leaf.name, f"{path!r} is used in several ways"
+            for axis in axes:
+                for leaf in leaves(axis):
+                    yield leaf.name, f"{path!r} is used in several ways"
