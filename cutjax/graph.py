@@ -37,7 +37,8 @@ class Group:
 
     `name` is `path:axis` of the weight that makes them. `pinned` says why nothing of it
     may be cut (None: it may). `tasks` are those that it reaches. `notes` tell where a
-    mean, or a sum of what is not zero when masked, runs over the channels.
+    mean, or a sum of what is not zero when masked, runs over the channels. `ordered` is
+    the line where a constant tells the channels apart (None: they can change places).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Group:
     pinned: str | None = None
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ordered: str | None = None
 
 
 @dataclass(frozen=True)

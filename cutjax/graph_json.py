@@ -54,6 +54,7 @@ def graph_to_json(graph: Graph) -> Json:
                 "pinned": group.pinned,
                 "tasks": list(group.tasks),
                 "notes": list(group.notes),
+                "ordered": group.ordered,
             }
             for group in graph.groups
         ],
@@ -138,6 +139,7 @@ def graph_from_json(value: Json, treedef: Any = None) -> Graph:
             pinned=g["pinned"],
             tasks=tuple(g["tasks"]),
             notes=tuple(g["notes"]),
+            ordered=g.get("ordered"),
         )
         for g in value["groups"]
     ]

@@ -18,9 +18,9 @@ from cutjax._compat import Literal, bind, scope_of, user_line
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.errors import KeepError
 from cutjax.rules.base import RULES, Value, counts
+from cutjax.told import pin_constants
 from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
-from cutjax.zeros import pin_constants
 
 Axes = tuple[Axis, ...]
 Run = Callable[[Sequence[Any]], list[Any]]

@@ -107,6 +107,8 @@ def _explain_group(graph: Any, group: Any) -> str:
     for verb, paths in _neighbours(graph, group.name).items():
         lines.append(f"  {verb}: {', '.join(paths)}")
     lines += [f"  note: {note}" for note in group.notes]
+    if group.ordered and not group.pinned:
+        lines.append(f"  in order: a constant tells them apart at {group.ordered}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from cutjax import proof, walk, zeros
+from cutjax import proof, told, walk, zeros
 from cutjax.activations import activations_of
 from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
@@ -131,7 +131,7 @@ def _walk(
     for task, value in zip(outputs, frame.outs, strict=True):
         for d in value.dims if task is not None else ():
             s.pin(d, f"the output of task {task!r}")
-    zeros.pin_constants(walker)
+    told.pin_constants(walker)
     return frame
 
 
@@ -257,7 +257,7 @@ def _groups(
                 members[name].append(Member(path, i, axis))
     ties = ties_of(walker.solver.links, names, _places(members, axes))
     lines = functools.cache(line_of)
-    notes = _notes(walker)
+    notes, ordered = _notes(walker), told.ordered(walker)
     for var, name in names.items():
         found = {task for m in members[name] for task in reach[m.path]}
         tied = ties[name]
@@ -273,6 +273,7 @@ def _groups(
             pinned=said(var.pins[0]) if var.pins else None,
             tasks=tuple(task for task in tasks if task in found),
             notes=tuple(dict.fromkeys(notes.get(var, ()))),
+            ordered=ordered.get(var),
         )
 
 

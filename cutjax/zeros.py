@@ -4,8 +4,7 @@ A removed channel counts nothing in a sum, and zero in the masked model: the sam
 what is summed is zero at a masked channel. Parameters are; from there it is followed
 forwards, from the sum asked for backwards: `tanh` keeps a zero, `exp` does not, a
 product needs one zero factor, an addition zeros only. Where it is not zero the group
-gets a note. Where constants are summed that differ between the channels (the weights of
-an interpolation), no narrower layer would have those: the group is pinned.
+gets a note.
 """
 
 import functools
@@ -65,7 +64,7 @@ NOT_ZERO = "a sum runs over these channels, which are not zero where they are ma
 
 
 class Node(NamedTuple):
-    """A question: is this value zero (or told apart) along this channel axis?"""
+    """A question: is this value zero, or told apart, along this channel axis?"""
 
     frame: Frame
     atom: Any
@@ -120,7 +119,7 @@ def ask_zero(held: Held, node: Node) -> Answer:
     value = frame.read(atom)
     if value.param is not None or _is_zero(value.known):
         return YES
-    found = _source(node)
+    found = source(node)
     if not isinstance(found, int):
         return (all, found) if found else NO
     eqn = frame.jaxpr.eqns[found]
@@ -154,38 +153,7 @@ def _scalars_fit(frame: Frame, eqn: Any) -> bool:
     )
 
 
-def ask_told(held: Held, node: Node) -> Answer:
-    """Does a constant differ between the channels of an axis?"""
-    frame, atom, leaf = node
-    if isinstance(atom, Literal) or not holds(held, frame, atom, leaf):
-        return NO
-    found = _source(node)
-    if not isinstance(found, int):
-        if found:
-            return any, found
-        return NO if _uniform(frame, atom) else YES
-    eqn = frame.jaxpr.eqns[found]
-    kids = [Node(frame, a, leaf) for a in eqn.invars if holds(held, frame, a, leaf)]
-    if kids or not any(holds(held, frame, v, leaf) for v in eqn.outvars):
-        return any, kids
-    if eqn.primitive is jax.lax.iota_p:
-        axis = frame.read(atom).dims[eqn.params["dimension"]]
-        return YES if any(leaf is var for var in leaf_vars(axis)) else NO
-    return NO if eqn.primitive is jax.lax.broadcast_in_dim_p else YES
-
-
-def _uniform(frame: Frame, var: Any) -> bool:
-    """Whether a constant of a frame holds one number only."""
-    at = [v is var for v in frame.jaxpr.constvars]
-    const = frame.consts[at.index(True)] if any(at) else None
-    return (
-        const is not None
-        and np.size(const) > 0
-        and bool(np.all(np.asarray(const) == np.asarray(const).ravel()[0]))
-    )
-
-
-def _source(node: Node) -> int | list[Node]:
+def source(node: Node) -> int | list[Node]:
     """The equation of its frame that made a value, or what it is outside or inside."""
     frame, atom, leaf = node
     if isinstance(atom, Literal):
@@ -240,20 +208,6 @@ def _inside(frame: Frame, index: int, subs: list[Frame], var: Any) -> Iterator:
         yield sub, sub.jaxpr.outvars[at]
 
 
-def pin_constants(walker: Walker) -> None:
-    """Pin the axes along which constants are summed that are not all the same."""
-    memo: Memo = {}
-    ask = functools.partial(ask_told, held_leaves())
-    for frame, index in walker.sums:
-        eqn = frame.jaxpr.eqns[index]
-        if frame.read(eqn.invars[0]).const:
-            for leaf in _summed(walker, frame, index):
-                if settle(ask, Node(frame, eqn.invars[0], leaf), memo):
-                    walker.solver.where = frame.where(index)
-                    walker.solver.pin(leaf, "constants that differ along it are summed")
-    walker.solver.where = None
-
-
 def notes(walker: Walker) -> Iterator[tuple[Var, str]]:
     """Groups whose sums a cut and a mask leave different, with a note that says so."""
     memo: Memo = {}
@@ -261,7 +215,7 @@ def notes(walker: Walker) -> Iterator[tuple[Var, str]]:
     ask = functools.partial(ask_zero, held)
     for frame, index in walker.sums:
         eqn = frame.jaxpr.eqns[index]
-        for leaf in _summed(walker, frame, index):
+        for leaf in summed(walker, frame, index):
             atoms = [a for a in eqn.invars[:2] if holds(held, frame, a, leaf)]
             # Most sums are by a kernel, and there is nothing to follow.
             atoms.sort(key=lambda a: frame.read(a).param is None)
@@ -271,7 +225,7 @@ def notes(walker: Walker) -> Iterator[tuple[Var, str]]:
                 yield leaf, f"{NOT_ZERO} at {line}"
 
 
-def _summed(walker: Walker, frame: Frame, index: int) -> list[Var]:
+def summed(walker: Walker, frame: Frame, index: int) -> list[Var]:
     """The free channel axes that an equation sums over; none, for a mean."""
     dims, summed = walker.sums[frame, index]
     if summed is not None and summed.mean:

@@ -102,6 +102,25 @@ def lost_coupling(cj: Any, net: Net) -> Any:
     return replace(cj, cut_params=cut_params)
 
 
+def no_order(cj: Any, net: Net) -> Any:
+    """Nothing tells the channels of any group apart."""
+    return _ordered(cj, None)
+
+
+def all_in_order(cj: Any, net: Net) -> Any:
+    """Something tells the channels of every group apart."""
+    return _ordered(cj, "somewhere")
+
+
+def _ordered(cj: Any, line: str | None) -> Any:
+    def trace(*args: Any) -> Any:
+        graph = cj.trace(*args)
+        groups = (replace(group, ordered=line) for group in graph.groups)
+        return replace(graph, groups=tuple(groups))
+
+    return replace(cj, trace=trace)
+
+
 def shifted_member(cj: Any, net: Net) -> Any:
     """In one leaf the kept channels are off by one."""
 
@@ -266,6 +285,8 @@ SABOTEURS: list[
     (lost_member, laws.check_members, "vgg", ()),
     (unstable_names, laws.check_graph_stable, "mlp", ("jit",)),
     (lost_coupling, laws.check_permutation, "vgg", (0,)),
+    (no_order, laws.check_permutation, "llama", (0,)),
+    (all_in_order, laws.check_permutation, "mlp", (0,)),
     (lost_coupling, laws.check_shrink_equals_mask, "vgg", (0,)),
     (shifted_member, laws.check_shrink_equals_mask, "mlp", (0,)),
     (shifted_member, laws.check_shrink_equals_mask, "densenet", (0,)),

@@ -48,7 +48,8 @@ def traced(name: str) -> cj.Graph:
 
 def drawn(graph: cj.Graph, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {g.name: np.roll(rng.permutation(g.size), 1) for g in graph.free}
+    free = [g for g in graph.free if not g.ordered]
+    return {g.name: np.roll(rng.permutation(g.size), 1) for g in free}
 
 
 @functools.cache
@@ -86,12 +87,12 @@ def test_permuting_changes_no_output(name):
 def by_members(params: Any, graph: cj.Graph, order: Any) -> Any:
     """A second permute, member by member: that of the law in test_laws.py."""
     named = {path: np.asarray(leaf) for path, leaf in named_leaves(params).items()}
-    for group in graph.free:
-        for member in group.members:
-            at, channel = incidence(member.layout, group.name)
-            where = at[np.argsort(channel, kind="stable")].reshape(group.size, -1)
+    for name, moved in order.items():
+        for member in graph[name].members:
+            at, channel = incidence(member.layout, name)
+            where = at[np.argsort(channel, kind="stable")].reshape(moved.size, -1)
             source = np.arange(named[member.path].shape[member.axis])
-            source[where] = where[order[group.name]]
+            source[where] = where[moved]
             named[member.path] = np.take(named[member.path], source, member.axis)
     return jax.tree.unflatten(graph.treedef, list(named.values()))
 
@@ -188,9 +189,9 @@ def check_found(found: Callable[..., Any], name: str, seed: int = 0) -> None:
     p = planted(name, seed)
     order, info = found(p.graph, p.params, p.copy)
     assert equal(permute(p.copy, p.graph, order), p.params)
-    for group in p.graph.free:
-        assert info.after[group.name] == pytest.approx(1, abs=1e-5)
-        assert info.before[group.name] <= info.after[group.name] + 1e-6
+    for name in p.order:
+        assert info.after[name] == pytest.approx(1, abs=1e-5)
+        assert info.before[name] <= info.after[name] + 1e-6
 
 
 @pytest.mark.parametrize("name", list(NETS))

@@ -20,6 +20,7 @@ LAYERS = [
         *(
             "walk",
             "zeros",
+            "told",
             "liveness",
             "flow",
             "activations",

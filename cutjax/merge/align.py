@@ -33,7 +33,8 @@ def align(
     parameters. The first sweep goes from the known to the unknown: it compares what
     does not depend on orders not found yet, so that a reordered copy is found whole.
     With data, by correlation of activations where channels are read; groups that are
-    not read outside of loops are matched by weights, given the others.
+    not read outside of loops are matched by weights, given the others. Channels that
+    constants tell apart (`Group.ordered`) correspond as they stand.
 
     Args:
         graph: of both.
@@ -44,8 +45,7 @@ def align(
         batches: `(x, ...)` or bare inputs; `x` is the input, or a tuple of inputs.
         method: `"hungarian"`, or `"sinkhorn"`: soft assignments, made hard.
         temperature: of soft assignments, in units of the largest similarity.
-        fixed: groups to leave in place, such as the widths of rotary embeddings, which
-            the function's own constants tell apart.
+        fixed: groups to leave in place as well.
         seed: of the order in which groups are visited.
         progress: show a progress bar.
 
@@ -136,7 +136,9 @@ def align_all(
         raise KeepError(f"no network {first!r}; {suggest(first, names)}")
     for name, params in networks.items():
         check_structure(params, graph, f"network {name!r}")
-    free = free_names(graph) - {graph[name].name for name in fixed}
+    stay = {graph[name].name for name in fixed}
+    stay |= {group.name for group in graph.groups if group.ordered is not None}
+    free = free_names(graph) - stay
     assign = _assign(method, temperature)
     sides = _sides(graph, networks, apply, batches, free, progress)
     start: dict[str, Orders] = {name: {} for name in names}

@@ -17,7 +17,7 @@ Orders = dict[str, Int[np.ndarray, "_"]]
 
 
 class Alignment(NamedTuple):
-    """How alike two networks were and are, by group, at most one.
+    """How alike two networks were and are, by group matched, at most one.
 
     By weights, the cosine of what both have of a group, each parameter divided by its
     root mean square; by activations, the mean correlation of matched channels. `sweeps`

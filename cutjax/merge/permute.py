@@ -21,8 +21,8 @@ Permutation: TypeAlias = Mapping[str, Int[np.ndarray, "_"]]
 def permute(params: Any, graph: Graph, permutation: Permutation) -> Any:
     """The same network with its channels in another order.
 
-    The function stays the same, unless a constant in it tells the channels apart: the
-    angles of rotary embeddings, say.
+    The function stays the same. Where a constant in it tells channels apart (a position
+    embedding of sines, the angles of rotary ones) it would not: these cannot move.
 
     Args:
         params: the parameters, or a pytree that mirrors them (momenta, averages).
@@ -34,7 +34,7 @@ def permute(params: Any, graph: Graph, permutation: Permutation) -> Any:
         A pytree of the same structure; leaves that do not change are the same arrays.
 
     Raises:
-        KeepError: an unknown group, a pinned one, or what is no permutation.
+        KeepError: an unknown group, one that cannot move, or what is no permutation.
         MismatchError: the parameters do not match the graph.
 
     Example:
@@ -146,7 +146,7 @@ def check_permutation(
         By group, those that move something.
 
     Raises:
-        KeepError: an unknown group, a pinned one, or what is no permutation.
+        KeepError: an unknown group, one that cannot move, or what is no permutation.
     """
     moves = {}
     for name, given in permutation.items():
@@ -165,5 +165,10 @@ def check_permutation(
             continue
         if group.pinned is not None:
             raise KeepError(f"{name!r} is pinned: {group.pinned}")
+        if group.ordered is not None:
+            raise KeepError(
+                f"the channels of {name!r} cannot change places: a constant tells them "
+                f"apart at {group.ordered}"
+            )
         moves[name] = order
     return moves

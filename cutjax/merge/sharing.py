@@ -36,7 +36,7 @@ def check(
     Raises:
         KeepError: an unknown group or network, a network that is missing, a wrong
             length or dtype, a position out of range, a pinned group that is not shared
-            as it stands.
+            as it stands, or channels that move though constants tell them apart.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cutjax as cj
@@ -64,10 +64,16 @@ def check(
                     f"{what} holds {slots[wrong][0]}, which is neither a position 0 "
                     f"... {group.size - 1} nor OWN ({OWN}) nor DROPPED ({DROPPED})"
                 )
-            if group.pinned is not None and (slots != np.arange(group.size)).any():
+            moved = slots != np.arange(group.size)
+            if group.pinned is not None and moved.any():
                 raise KeepError(
                     f"{name!r} must be shared as it stands; it is pinned: "
                     f"{group.pinned}"
+                )
+            if group.ordered is not None and (moved & (slots >= 0)).any():
+                raise KeepError(
+                    f"{what} moves channels that a constant tells apart at "
+                    f"{group.ordered}; what is shared of them must stay where it is"
                 )
 
 

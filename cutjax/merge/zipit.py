@@ -40,6 +40,7 @@ def zipit(
     """Merge the channels that correlate most, greedily.
 
     Clusters compare by the mean correlation of their channels; ties go to the first.
+    Channels that constants tell apart (`Group.ordered`) meet only as they stand.
 
     Args:
         graph: of all networks.
@@ -89,9 +90,12 @@ def zipit(
     widths = _widths([graph[name] for name in shared], width)
     sharing, info = {}, Zipped({}, {})
     for name, left in widths.items():
-        n = graph[name].size
-        given = _checked(correlations, graph[name], len(names))
-        roots, heights = greedy(given, n, left, float(within), repeat)
+        group, n = graph[name], graph[name].size
+        given = _checked(correlations, group, len(names))
+        if group.ordered is None:
+            roots, heights = greedy(given, n, left, float(within), repeat)
+        else:
+            roots, heights = _in_order(given, group, left)
         sharing[name] = dict(zip(names, _places(roots, n), strict=True))
         lost = {t: n - np.unique(slots).size for t, slots in sharing[name].items()}
         info.correlations[name], info.within[name] = heights, lost
@@ -129,6 +133,20 @@ def _checked(
     if not np.isfinite(given).all():
         raise DataError(f"{what} are not finite; channels that do not vary have zeros")
     return (given + given.T) / 2
+
+
+def _in_order(
+    similarity: Float[np.ndarray, "m m"], group: Group, left: int
+) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "_"]]:
+    """Every channel with those at its place; the correlation at each merge."""
+    if left != group.size:
+        raise KeepError(
+            f"width of {group.name!r} is {left}, but a constant tells its "
+            f"{group.size} channels apart at {group.ordered}: these cannot meet; leave "
+            "it out of `shared`"
+        )
+    at = np.arange(len(similarity))
+    return at % group.size, similarity[at % group.size, at][group.size :]
 
 
 def _places(roots: Int[np.ndarray, "m"], n: int) -> Int[np.ndarray, "t n"]:

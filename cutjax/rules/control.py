@@ -168,10 +168,13 @@ def _scan_infer(w, eqn, ins):
     consts, carried = scan_counts(eqn.params)
     data = any(value.data for value in ins)
     # A carry that does not depend on data before the first step may do so after it.
-    inner = [Value(v.dims, data=data, param=v.param) for v in ins[: consts + carried]]
-    for value in ins[consts + carried :]:
-        w.solver.pin(value.dims[0], "the steps of a scan")
-        inner.append(Value(value.dims[1:], data=value.data, param=value.param))
+    inner = [
+        Value(v.dims, data=data, param=v.param, const=v.const and i < consts)
+        for i, v in enumerate(ins[: consts + carried])
+    ]
+    for v in ins[consts + carried :]:
+        w.solver.pin(v.dims[0], "the steps of a scan")
+        inner.append(Value(v.dims[1:], data=v.data, param=v.param, const=v.const))
     with w.looping(eqn.params["length"]):
         frame = w.enter(eqn.params["jaxpr"], inner)
     outs = [Value(v.dims) for v in frame.outs]
@@ -198,7 +201,8 @@ def _while_infer(w, eqn, ins):
     p = eqn.params
     a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     data = any(value.data for value in ins)
-    inner = [Value(v.dims, data=data) for v in ins]
+    inner = [Value(v.dims, data=data, const=v.const) for v in ins[:b]]
+    inner += [Value(v.dims, data=data) for v in ins[b:]]
     with w.looping():
         w.enter(p["cond_jaxpr"], [*inner[:a], *inner[b:]])
         after = w.enter(p["body_jaxpr"], [*inner[a:b], *inner[b:]]).outs

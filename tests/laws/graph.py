@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from nets import Net
 
 from .tools import (
@@ -85,14 +87,28 @@ def check_graph_stable(cj: Any, net: Net, how: str) -> None:
 
 
 def check_permutation(cj: Any, net: Net, seed: int) -> None:
-    """Permuting the channels of the free groups, in every member, changes nothing."""
+    """Permuting the channels of the free groups, in every member, changes nothing.
+
+    Where constants tell the channels of a group apart, permuting it changes something.
+    """
+    groups = free(graph_of(cj, net))
+    permuted = _permuted(cj, net, seed, [g for g in groups if not g.ordered])
+    close(run(net.apply, permuted, *net.inputs), run_full(net), 2e-5)
+    for group in groups:
+        if group.ordered:
+            permuted = _permuted(cj, net, seed, [group])
+            found = run(net.apply, permuted, *net.inputs)
+            with pytest.raises(AssertionError):
+                close(found, run_full(net), 2e-5)
+
+
+def _permuted(cj: Any, net: Net, seed: int, groups: Sequence[Any]) -> Any:
     rng = np.random.default_rng(seed)
     leaves, treedef = jax.tree.flatten(net.params)
-    for group in free(graph_of(cj, net)):
+    for group in groups:
         order = np.roll(rng.permutation(group.size), 1)
         for (number, axis), where in positions(cj, net, group.name).items():
             source = np.arange(leaves[number].shape[axis])
             source[where.ravel()] = where[order].ravel()
             leaves[number] = jnp.take(leaves[number], source, axis=axis)
-    permuted = jax.tree.unflatten(treedef, leaves)
-    close(run(net.apply, permuted, *net.inputs), run_full(net), 2e-5)
+    return jax.tree.unflatten(treedef, leaves)

@@ -195,6 +195,5 @@ def grouped_rotary() -> Net:
     params = tree(
         embed=(4, 8), q=(8, 6, 6), k=(8, 2, 6), v=(8, 2, 5), o=(6, 5, 8), head=(8, 3)
     )
-    known = {"permutable": False, "by_weights": False}
-    sizes = (2, 3, 3, 5, 8)
-    return Net("grouped_rotary", apply, params, (normal(2, 4, 4),), sizes, **known)
+    sizes, inputs = (2, 3, 3, 5, 8), (normal(2, 4, 4),)
+    return Net("grouped_rotary", apply, params, inputs, sizes, by_weights=False)

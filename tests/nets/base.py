@@ -27,10 +27,9 @@ class Net:
     False where a law has nothing to say: `by_weights` unless every contraction over a
     group is against an axis -2 of a leaf named `kernel`, so that a gate can be checked
     against the gradient of those kernels; `reverse` for a while loop; `permutable`
-    where a constant made inside tells channels apart, or a group sits twice in an axis;
-    `true_derivative` where an activation brings its own rule, or rounds, which finite
-    differences know nothing of;
-    `train_exact` where train mode draws random bits.
+    where a group sits twice in an axis; `true_derivative` where an activation brings
+    its own rule, or rounds, which finite differences know nothing of; `train_exact`
+    where train mode draws random bits.
     """
 
     name: str

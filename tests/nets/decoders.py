@@ -65,8 +65,8 @@ def multi_query() -> Net:
         o=(3, 6, 8),
         head=layer(8, 2),
     )
-    known = {"permutable": False, "by_weights": False}
-    return Net("multi_query", apply, params, (normal(2, 4, 4),), (3, 5, 6, 8), **known)
+    sizes, inputs = (3, 5, 6, 8), (normal(2, 4, 4),)
+    return Net("multi_query", apply, params, inputs, sizes, by_weights=False)
 
 
 def rotate_half(x: jax.Array, freq: jax.Array) -> jax.Array:
@@ -129,7 +129,6 @@ def llama() -> Net:
         last={"scale": (9,)},
     )
     known = {"exact": False, "narrow": narrow, "by_weights": False}
-    known["permutable"] = False
     sizes = (2, 3, 4, 5, 9, 11)
     return Net("llama", apply, params, (tokens(13, 2, 4),), sizes, **known)
 
@@ -178,7 +177,6 @@ def gptj() -> Net:
         head=layer(9, 2),
     )
     known = {"exact": False, "narrow": narrow, "by_weights": False}
-    known["permutable"] = False
     return Net("gptj", apply, params, (normal(2, 4, 6),), (3, 4, 5, 7, 9), **known)
 
 

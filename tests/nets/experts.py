@@ -59,8 +59,8 @@ def moe_top2() -> Net:
         weights = jnp.einsum("nk,nke->ne", jax.nn.softmax(best), chosen)
         return dense(p["head"], x + mixed(p, x, weights))
 
-    known = {"by_weights": False, "permutable": False}
-    return Net("moe_top2", apply, experts(4), (normal(3, 5),), (4, 6, 7), **known)
+    sizes, inputs = (4, 6, 7), (normal(3, 5),)
+    return Net("moe_top2", apply, experts(4), inputs, sizes, by_weights=False)
 
 
 @specimen

@@ -1,0 +1,118 @@
+"""Channels that constants of the function tell apart.
+
+A constant that is the same for all channels of an axis leaves these in no order; one
+that differs between them does not: a position embedding of sines that is added, the
+angles of rotary embeddings, the slopes of heads. No permutation of parameters is then a
+symmetry, and such channels correspond only as they stand. Where such constants are
+summed (the weights of an interpolation), no narrower layer would have those: the axis
+is pinned.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from cutjax._compat import Literal, primitive
+from cutjax.unify import Var, leaf_vars
+from cutjax.walk import Frame, Walker, line_of
+from cutjax.zeros import (
+    NO,
+    YES,
+    Answer,
+    Held,
+    Memo,
+    Node,
+    held_leaves,
+    holds,
+    settle,
+    source,
+    summed,
+)
+
+PICKED = {
+    primitive(name)
+    for name in "gather scatter scatter_add dynamic_slice dynamic_update_slice".split()
+} - {None}
+"""Whose constant indices say where, not what."""
+
+
+def ask_told(held: Held, node: Node) -> Answer:
+    """Does a constant differ between the channels of an axis?"""
+    frame, atom, leaf = node
+    if isinstance(atom, Literal) or not holds(held, frame, atom, leaf):
+        return NO
+    found = source(node)
+    if not isinstance(found, int):
+        if found:
+            return any, found
+        return NO if _uniform(held, node) else YES
+    eqn = frame.jaxpr.eqns[found]
+    kids = [Node(frame, a, leaf) for a in eqn.invars if holds(held, frame, a, leaf)]
+    if kids or not any(holds(held, frame, v, leaf) for v in eqn.outvars):
+        return any, kids
+    if eqn.primitive is jax.lax.iota_p:
+        axis = frame.read(atom).dims[eqn.params["dimension"]]
+        return YES if any(leaf is var for var in leaf_vars(axis)) else NO
+    return NO if eqn.primitive is jax.lax.broadcast_in_dim_p else YES
+
+
+def _uniform(held: Held, node: Node) -> bool:
+    """Whether a constant of a frame is the same all along the axes with a channel."""
+    frame, var, leaf = node
+    at = [v is var for v in frame.jaxpr.constvars]
+    const = np.asarray(frame.consts[at.index(True)]) if any(at) else None
+    if const is None or not const.size:
+        return False
+    axes = (i for i, d in enumerate(frame.read(var).dims) if leaf in held(d))
+    return all(bool(np.all(const == const.take([0], axis))) for axis in axes)
+
+
+def pin_constants(walker: Walker) -> None:
+    """Pin the axes along which constants are summed that are not all the same."""
+    memo: Memo = {}
+    ask = functools.partial(ask_told, held_leaves())
+    for frame, index in walker.sums:
+        eqn = frame.jaxpr.eqns[index]
+        if frame.read(eqn.invars[0]).const:
+            for leaf in summed(walker, frame, index):
+                if settle(ask, Node(frame, eqn.invars[0], leaf), memo):
+                    walker.solver.where = frame.where(index)
+                    walker.solver.pin(leaf, "constants that differ along it are summed")
+    walker.solver.where = None
+
+
+def ordered(walker: Walker) -> dict[Var, str]:
+    """The channel axes that are told apart where a constant meets what is none.
+
+    Args:
+        walker: after its walk.
+
+    Returns:
+        By variable, the first line that does so.
+    """
+    memo: Memo = {}
+    held = held_leaves()
+    ask = functools.partial(ask_told, held)
+    found: dict[Var, str] = {}
+    for frame, index, atom in _meetings(walker):
+        for leaf in {v for d in frame.read(atom).dims for v in held(d)} - found.keys():
+            free = leaf.size > 1 and not leaf.pins
+            if free and settle(ask, Node(frame, atom, leaf), memo):
+                found[leaf] = line_of(frame.where(index))
+    return found
+
+
+def _meetings(walker: Walker) -> Iterator[tuple[Frame, int, Any]]:
+    """The constant operands of equations that have others too."""
+    for frame in walker.frames:
+        for index, eqn in enumerate(frame.jaxpr.eqns):
+            if index in frame.subs:
+                continue  # they meet inside
+            atoms = eqn.invars[:1] if eqn.primitive in PICKED else eqn.invars
+            const = [frame.read(a).const for a in eqn.invars]
+            for atom in () if all(const) else atoms:
+                if not isinstance(atom, Literal) and frame.read(atom).const:
+                    yield frame, index, atom
