@@ -26,6 +26,11 @@ def rms_norm(h: Any) -> Any:
     return h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-3)
 
 
+def averaged(h: Any) -> Any:
+    """The mean by a product with ones, divided by their number."""
+    return h - (h @ jnp.ones(h.shape[-1]))[..., None] / h.shape[-1]
+
+
 def unit(h: Any) -> Any:
     return h / jnp.sqrt(jnp.sum(h**2, -1, keepdims=True))
 
@@ -80,7 +85,7 @@ def check_norm(norm: Callable, case: str) -> None:
         np.testing.assert_allclose(found[name], want, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [layer_norm, rms_norm, unit])
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm, averaged, unit])
 @pytest.mark.parametrize("case", SLOTS)
 def test_a_norm_is_over_all_channels_of_a_network(norm, case):
     check_norm(norm, case)
@@ -104,6 +109,7 @@ MEANS = {
     "mean": lambda h: h.mean(-1, keepdims=True),
     "var": lambda h: h.var(-1, keepdims=True),
     "sum": lambda h: jnp.tanh(h).sum(-1, keepdims=True),
+    "product": lambda h: h @ np.full((4, 1), 0.25, np.float32),
     "jitted": lambda h: jax.jit(lambda h: h.mean(-1, keepdims=True))(h),
 }
 
@@ -154,3 +160,24 @@ def test_a_merged_mean_counts_what_is_left_after_a_cut(kept):
     )
     for name, out in run(small, params, X).items():
         np.testing.assert_allclose(out, want.apply(want.params, X)[name], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mean", "sum", "product", "jitted"])
+def test_a_mean_counts_channels_that_went_into_one(name):
+    """All channels of both are shared, two of one network by twos."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["a"])
+        return {"mean": MEANS[name](h), "read": h @ p["b"]}
+
+    few = {"a": normal(1, 5, 4), "b": normal(2, 4, 2)}
+    twice = np.array([0, 0, 2, 2])
+    double = {"a": few["a"][:, twice], "b": few["b"]}
+    graph = cj.trace(apply, few, X)
+    networks = {"p": Network(apply, double, graph), "q": Network(apply, few, graph)}
+    sharing = {"a:1": {"p": twice, "q": np.arange(4)}}
+    merged = cj.merge.average(networks, sharing, X)
+    found = run(merged.apply, merged.params, X)
+    for network, p in {"p": double, "q": few}.items():
+        want = apply(p, X)["mean"]
+        np.testing.assert_allclose(found[f"{network}/mean"], want, rtol=1e-4)

@@ -19,7 +19,7 @@ from cutjax.merge.crossed import channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import DROPPED, Sharing
 from cutjax.merge.slots import Slots, own_keep, shared_keep, shares, slots_of
-from cutjax.merge.sums import is_scale, layout, mine, summands
+from cutjax.merge.sums import is_scale, layout, mine, summands, summed_axes
 from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, refused, way_of
 from cutjax.readers import channel_axes
 from cutjax.recover.program import SAME, Program, needs, program, read
@@ -139,8 +139,10 @@ def _trunk(job: Joint) -> list[int]:
     for name, prog in job.own.items():
         for index in job.wanted(name):
             eqn = job.shared.frame.jaxpr.eqns[index]
-            if job.ways[name].get(index) in (MIXING, SUMMED):
+            if job.ways[name].get(index) == MIXING:
                 atoms.append(eqn.invars[prog.frame.sites[index].at])
+            elif job.ways[name].get(index) == SUMMED:
+                atoms += eqn.invars
             elif job.ways[name].get(index) == TAKEN:
                 atoms += eqn.outvars
     return needed(job.shared, atoms)
@@ -236,8 +238,10 @@ def own_step(
         step(job.all[name] if is_scale(prog, eqn) else prog, index, env)
     else:
         if way == SUMMED:
-            sides = shared[other.invars[0]], env[eqn.invars[0]]
-            args = [summands(*sides, picked(job, name, index))]
+            args = [
+                summands(read(shared, a), read(env, b), picked(job, name, index, at))
+                for at, (a, b) in enumerate(zip(other.invars, eqn.invars, strict=True))
+            ]
         else:
             args = operands(job, name, index, env, shared, reads)
         with scope_of(eqn):
@@ -245,15 +249,15 @@ def own_step(
         env.update(zip(eqn.outvars, outs, strict=True))
 
 
-def picked(job: Joint, name: str, index: int) -> dict[int, np.ndarray]:
-    """Along the axes of a sum that have channels: the shared ones of a network."""
+def picked(job: Joint, name: str, index: int, at: int) -> dict[int, np.ndarray]:
+    """Along the axes of an operand of a sum that have channels: the shared ones of a
+    network."""
     prog = job.own[name]
-    eqn, free = prog.frame.jaxpr.eqns[index], job.keeps[name]
-    (var,) = eqn.invars
-    dims, axes = prog.frame.values[var].dims, layout(prog, var)
+    reader, free = prog.reader(index), job.keeps[name]
+    dims, axes = reader.ins[at].dims, layout(prog, reader.eqn.invars[at])
     return {
         axis: mine(axes[axis], job.slots[name], job.common, free)
-        for axis in eqn.params["axes"]
+        for axis in summed_axes(reader, at)
         if channels_of(prog, [dims[axis]], free)
     }
 

@@ -5,7 +5,7 @@ as often as several of its channels went into one. So a mean is divided by their
 and counts as one when the merged network is cut.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from cutjax._compat import primitive
 from cutjax.dims import Axis, Fixed, Leaf, kept
 from cutjax.merge.permute import places
 from cutjax.merge.slots import Slots, beside
+from cutjax.readers import channel_axes
 from cutjax.recover.program import Program
-from cutjax.resize import freeze
+from cutjax.resize import Reader, freeze
 
 SCALES = frozenset(map(primitive, ("div", "mul")))
 """What divides a sum by a count."""
@@ -34,9 +35,17 @@ def layout(prog: Program, var: Any) -> list[Axis]:
     return [freeze(d, name) for d in prog.frame.values[var].dims]
 
 
-def is_sum(eqn: Any) -> bool:
-    """Whether an equation sums over axes and does nothing else."""
-    return eqn.primitive is jax.lax.reduce_sum_p
+def is_sum(reader: Reader) -> bool:
+    """Whether an equation sums over axes, or weighs with constants what it sums."""
+    if reader.eqn.primitive is jax.lax.reduce_sum_p:
+        return True
+    return reader.site.summed is not None and any(v.const for v in reader.ins)
+
+
+def summed_axes(reader: Reader, at: int) -> Sequence[int]:
+    """The axes of an operand of a sum that are summed over."""
+    params = reader.eqn.params
+    return params["axes"] if "axes" in params else channel_axes(reader, at)
 
 
 def is_scale(prog: Program, eqn: Any) -> bool:
@@ -73,10 +82,10 @@ def mine(
 
 
 def summands(
-    shared: Shaped[Array, "..."],
-    own: Shaped[Array, "..."],
+    shared: Shaped[Array | np.ndarray, "..."],
+    own: Shaped[Array | np.ndarray, "..."],
     picked: Mapping[int, Int[np.ndarray, "_"]],
-) -> Shaped[Array, "..."]:
+) -> Shaped[Array | np.ndarray, "..."]:
     """What a network sums: its part of the shared operand, and its own.
 
     Args:

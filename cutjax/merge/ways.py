@@ -50,7 +50,7 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
     made = {n for v in reader.outs for n in channels_of(own, v.dims, free)}
     if (not split and not whole) or any(_width(own, n) == 0 for n in made):
         return ALONE  # nothing that it reads is shared, or nothing that it makes is own
-    if is_sum(reader.eqn):
+    if is_sum(reader):
         return SUMMED
     if is_matrix(reader) and _plain_kernel(own, reader):
         if split and not _one_axis(own, reader, free):

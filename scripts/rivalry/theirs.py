@@ -94,7 +94,7 @@ def main(out: Path) -> None:
         screen(job, FIRST)
         method = best(job, FIRST)
         if name not in found:
-            found[name] = found.get(job.spec.like or "") or rates(job, method)
+            found[name] = rates(job, method)
         for factor in protocol.FACTORS:
             start(job, method, factor, seed)
             for loss in LOSSES:
