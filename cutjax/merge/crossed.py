@@ -15,6 +15,19 @@ from cutjax.recover.program import Program, needs
 from cutjax.unify import PRODUCT, Var, find, leaf_vars, parts_of
 
 
+class Torn(KeepError):
+    """Groups that cannot be shared in part, and why, at an equation."""
+
+    def __init__(self, names: Sequence[str], why: str, eqn: Any) -> None:
+        self.groups = tuple(dict.fromkeys(names))
+        super().__init__(
+            f"{', '.join(map(repr, self.groups))} cannot be shared in part: {why}\n"
+            f"  at {user_line(eqn.source_info)}\n"
+            "  try: share all of these groups, or none of them and of what they enter; "
+            "see `cutjax.merge.until`"
+        )
+
+
 def check_crossed(shared: Program, own: Program, free: Collection[str]) -> None:
     """Check that no array of a network has shared channels across its own.
 
@@ -24,7 +37,7 @@ def check_crossed(shared: Program, own: Program, free: Collection[str]) -> None:
         free: the groups that are not pinned.
 
     Raises:
-        KeepError: names the groups and the line.
+        Torn: names the groups and the line.
     """
     sound: set[tuple[str, str]] = set()
     for index in needs(own, own.frame.jaxpr.outvars):
@@ -34,7 +47,7 @@ def check_crossed(shared: Program, own: Program, free: Collection[str]) -> None:
                 continue
             for pair in across(own, value.dims, free):
                 if pair not in sound and _torn(shared, own, *pair):
-                    raise _refused(pair, eqn)
+                    raise Torn(pair, "an array has channels of both", eqn)
                 sound.add(pair)
 
 
@@ -66,13 +79,3 @@ def _torn(shared: Program, own: Program, a: str, b: str) -> bool:
     common = [shared.evaluator.k.count(shared.groups[name]) for name in (a, b)]
     alone = [own.evaluator.k.count(own.groups[name]) for name in (a, b)]
     return bool((common[0] and alone[1]) or (alone[0] and common[1]))
-
-
-def _refused(pair: tuple[str, str], eqn: Any) -> KeepError:
-    names = ", ".join(map(repr, dict.fromkeys(pair)))
-    return KeepError(
-        f"{names} cannot be shared in part: an array has channels of both, along two "
-        f"axes\n  at {user_line(eqn.source_info)}\n"
-        "  try: share all of these groups whole, or leave all of them to each network; "
-        "see `cutjax.merge.until`"
-    )

@@ -15,12 +15,12 @@ import numpy as np
 
 from cutjax._compat import bind, primitive, scope_of, user_line
 from cutjax.errors import MismatchError
-from cutjax.merge.crossed import channels_of, check_crossed
+from cutjax.merge.crossed import Torn, channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import DROPPED, Sharing
 from cutjax.merge.slots import Slots, own_keep, shared_keep, shares, slots_of
 from cutjax.merge.sums import is_scale, layout, mine, summands, summed_axes
-from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, refused, way_of
+from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, way_of
 from cutjax.readers import channel_axes
 from cutjax.recover.program import SAME, Program, needs, program, read
 from cutjax.resize import Evaluator, Reader, kept_of
@@ -318,7 +318,7 @@ def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:
         if eqn.primitive in (*SAME, TRANSPOSE):
             outs = bind(eqn, args, eqn.params)
         elif both := inner & made & {*job.common}:
-            raise refused(reader, sorted(both), "the kernel reads and makes it")
+            raise Torn(sorted(both), "the kernel reads and makes it", reader.eqn)
         else:
             outs = evaluator.step(prog.frame, at, eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))

@@ -1,12 +1,10 @@
 """How each network's side of a merged function gets the result of an equation."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from cutjax._compat import user_line
-from cutjax.errors import KeepError
-from cutjax.merge.crossed import across, channels_of
+from cutjax.merge.crossed import Torn, across, channels_of
 from cutjax.merge.sums import is_sum
 from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import Program
@@ -21,14 +19,6 @@ or by a sum, from its own, or as it is on the shared side."""
 def at_width(prog: Program, keep: Mapping[str, np.ndarray]) -> Program:
     """A program at other widths."""
     return prog._replace(evaluator=Evaluator(kept_of(prog.groups, keep)))
-
-
-class Torn(KeepError):
-    """Groups that cannot be shared in part."""
-
-    def __init__(self, message: str, groups: Sequence[str]) -> None:
-        super().__init__(message)
-        self.groups = tuple(groups)
 
 
 def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> str:
@@ -54,11 +44,11 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
         return SUMMED
     if is_matrix(reader) and _plain_kernel(own, reader):
         if split and not _one_axis(own, reader, free):
-            raise refused(reader, found, "two groups are merged in one contraction")
+            raise Torn(found, "two groups are merged in one contraction", reader.eqn)
         return MIXING
     if not split and not made:
         return TAKEN
-    raise refused(reader, [*split, *whole], "no kernel mixes them here")
+    raise Torn([*split, *whole], "no kernel mixes them here", reader.eqn)
 
 
 def _plain_kernel(prog: Program, reader: Reader) -> bool:
@@ -66,17 +56,6 @@ def _plain_kernel(prog: Program, reader: Reader) -> bool:
     if reader.eqn.invars[1 - reader.site.at] not in prog.origins:
         return False
     return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
-
-
-def refused(reader: Reader, names: Sequence[str], why: str) -> Torn:
-    """What to raise of groups that cannot be shared in part, and why not."""
-    message = (
-        f"{', '.join(map(repr, names))} cannot be shared in part: {why}\n"
-        f"  at {user_line(reader.eqn.source_info)}\n"
-        "  try: share all of these groups, or none of them and of what they enter; see "
-        "`cutjax.merge.until`"
-    )
-    return Torn(message, names)
 
 
 def _width(prog: Program, name: str) -> int:

@@ -8,10 +8,10 @@ import numpy as np
 from cutjax._compat import user_line
 from cutjax.dims import leaves
 from cutjax.merge.average import in_several_ways, one_axis
-from cutjax.merge.crossed import across, channels_of
+from cutjax.merge.crossed import Torn, across, channels_of
 from cutjax.merge.join import needed
 from cutjax.merge.network import Network
-from cutjax.merge.ways import Torn, at_width, way_of
+from cutjax.merge.ways import at_width, way_of
 from cutjax.recover.program import Program, program
 
 DEAD = "all that it enters is shared whole"

@@ -172,17 +172,19 @@ def main(out: Path) -> None:
         job = Job(name, data, Book(out / "results.jsonl", name, "ours"))
         parent(job)
         if name not in found:
-            found[name] = found.get(job.spec.like or "") or ways(job)
+            found[name] = ways(job, found.get(job.spec.like or ""))
         for factor in protocol.FACTORS:
             start(job, found[name][0].method, factor, seed)
             for run in found[name]:
                 final(job, run._replace(factor=factor, seed=seed))
 
 
-def ways(job: Job) -> list[Run]:
-    """The method, and for each loss how it is trained, chosen on validation."""
-    screen(job, FIRST)
-    blank = Run(best(job, FIRST), FIRST, "", MIDDLE, STATISTICS[0], 0)
+def ways(job: Job, like: list[Run] | None) -> list[Run]:
+    """The method (that of `like`), and per loss how it is trained; on validation."""
+    if like is None:
+        screen(job, FIRST)
+    method = best(job, FIRST) if like is None else like[0].method
+    blank = Run(method, FIRST, "", MIDDLE, STATISTICS[0], 0)
     return [way(job, blank._replace(loss=loss)) for loss in LOSSES]
 
 
