@@ -33,9 +33,9 @@ def frozen(
 
     A compensated network expects the statistics that it was fitted with. In batches of
     its own it has others, because a fit is less spread out than what it was fitted to:
-    normalised by these it is another function at first. A training of some hundred
-    steps at a high rate mends that and ends better with statistics that move; below
-    that frozen ones are better.
+    normalised by these it is another function at first. `settle` mends that, for a
+    training with statistics that move; without it these are worse below some hundred
+    steps.
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.

@@ -1,0 +1,195 @@
+"""Running statistics as they are now, and the same function all the same."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from cutjax._jit import jit
+from cutjax.errors import DataError, MismatchError
+from cutjax.mirror import named_leaves
+from cutjax.recover.norms import Norm, norms_of
+from cutjax.recover.program import Program, needs, program, read
+from cutjax.recover.walk import inputs_of
+from cutjax.trace import trace
+
+
+class Spread(NamedTuple):
+    """Mean and variance per channel."""
+
+    mean: Any
+    var: Any
+
+
+def settle(
+    apply: Callable[..., Any],
+    params: Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    state: Collection[str] = ("batch_stats",),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Set running statistics to those of the data; scales and biases make up for it.
+
+    A compensated network is less spread out than what it was fitted to, so it expects
+    statistics that its own batches do not have: the first step of a training with
+    moving statistics would undo the fit. Afterwards it answers as before, and in
+    training too.
+
+    Args:
+        apply: the function in inference, `(params, x) -> outputs`.
+        params: a dict; running means and variances are in its entries `state`.
+        batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
+        state: top-level entries of `params`.
+        progress: show a progress bar.
+
+    Returns:
+        `params` with other statistics, scales and biases. A normalisation without a
+        scale and a bias of its own (of which it is an affine function), or that is used
+        twice, keeps its statistics.
+
+    Raises:
+        DataError: no data, or values that are NaN or infinite.
+        MismatchError: nothing is normalised by these entries.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from cutjax.recover import settle
+        >>> def apply(p, x):
+        ...     h = (x - p["seen"]["mean"]) * jax.lax.rsqrt(p["seen"]["var"])
+        ...     return h * p["scale"] + p["bias"]
+        >>> seen = {"mean": jnp.zeros(1), "var": jnp.ones(1)}
+        >>> p = {"seen": seen, "scale": jnp.ones(1), "bias": jnp.zeros(1)}
+        >>> x = jnp.array([[1.0], [5.0]])
+        >>> new = settle(apply, p, [x], state=("seen",), progress=False)
+        >>> {k: float(v[0]) for k, v in new["seen"].items()}
+        {'mean': 3.0, 'var': 4.0}
+        >>> apply(new, x).tolist() == apply(p, x).tolist()
+        True
+    """
+    given = [inputs_of(batch) for batch in batches]
+    if not given:
+        raise DataError("no data to settle on; pass batches of (x, ...)")
+    size = len(jax.tree.leaves(given[0])[0])
+    given = [x for x in given if len(jax.tree.leaves(x)[0]) == size]
+    graph = trace(apply, params, *given[0])
+    prog = program(apply, graph, {}, given[0])
+    leaves = list(named_leaves(params).values())
+    moving = {i for i, p in enumerate(prog.paths) if p.split("/")[0] in state}
+    norms = list(norms_of(prog, moving))
+    if not norms:
+        raise MismatchError(
+            f"nothing is normalised by running statistics in {list(state)}; the "
+            f"parameters hold {list(params)}"
+        )
+    spreads = _measured(prog, norms, leaves, given, progress)
+    for norm, spread in zip(norms, spreads, strict=True):
+        leaves = _settled(prog, norm, leaves, spread)
+    return jax.tree.unflatten(graph.treedef, leaves)
+
+
+def _measured(
+    prog: Program,
+    norms: Sequence[Norm],
+    leaves: Sequence[Any],
+    given: Sequence[tuple[Any, ...]],
+    progress: bool,
+) -> list[Spread]:
+    """Means and variances of what is normalised, over all data, in double precision."""
+
+    def of(leaves: Sequence[Any], inputs: tuple[Any, ...]) -> Any:
+        values = [*leaves, *jax.tree.leaves(inputs)]
+        known = dict(zip(prog.frame.jaxpr.invars, values, strict=True))
+        env = _evaluated(prog, known, [norm.x for norm in norms])
+        return [_spread(env[norm.x], norm.at) for norm in norms]
+
+    measure = jit(of)
+    bar = tqdm(given, desc="settle", disable=not progress, leave=False)
+    parts = [jax.device_get(measure(leaves, x)) for x in bar]
+    found = [_together(of_norm) for of_norm in zip(*parts, strict=True)]
+    if not all(np.isfinite(value).all() for spread in found for value in spread):
+        raise DataError(
+            "what is normalised is NaN or infinite; look for NaN in the inputs or the "
+            "parameters"
+        )
+    return found
+
+
+def _spread(x: Any, at: Int[np.ndarray, "..."]) -> Spread:
+    """Mean and variance of a batch, shaped like `at`."""
+    axes = tuple(i for i, n in enumerate(at.shape) if n == 1)
+    x = x.astype(jnp.float32)
+    return Spread(x.mean(axes, keepdims=True), x.var(axes, keepdims=True))
+
+
+def _together(parts: Sequence[Spread]) -> Spread:
+    """Of batches of one size."""
+    means, variances = (np.asarray(v, np.float64) for v in zip(*parts, strict=True))
+    return Spread(means.mean(0), variances.mean(0) + means.var(0))
+
+
+def _settled(
+    prog: Program, norm: Norm, leaves: Sequence[Any], spread: Spread
+) -> list[Any]:
+    """The leaves with the statistics measured, a scale and a bias that fit them."""
+    numbers = dict(zip(Norm._fields[2:6], norm[2:6], strict=True))
+    held = {name: np.asarray(leaves[i], np.float64) for name, i in numbers.items()}
+
+    def placed(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        out = np.zeros(held["mean"].size)
+        out[norm.at.ravel()] = np.asarray(values, np.float64).ravel()
+        return out.reshape(held["mean"].shape)
+
+    def line() -> tuple[np.ndarray, np.ndarray]:
+        """Slope and intercept of y over x, as things stand."""
+        at_zero, at_one = (placed(_through(prog, norm, held, n)) for n in (0.0, 1.0))
+        return at_one - at_zero, at_zero
+
+    slope, intercept = line()
+    held["mean"], held["var"] = placed(spread.mean), placed(spread.var)
+    now = line()[0]
+    scale = held["scale"]
+    held["scale"] = scale + 1
+    held["scale"] = scale + (slope - now) / (line()[0] - now)
+    held["bias"] = held["bias"] + intercept - line()[1]
+    if not np.allclose(line(), (slope, intercept), 1e-3, 1e-5 * np.abs(slope).max()):
+        return list(leaves)
+    out = list(leaves)
+    for name, i in numbers.items():
+        out[i] = jnp.asarray(held[name].astype(jnp.result_type(leaves[i])))
+    return out
+
+
+def _through(
+    prog: Program, norm: Norm, held: Mapping[str, np.ndarray], x: float
+) -> Any:
+    """What becomes of a value that is `x` everywhere."""
+    invars = prog.frame.jaxpr.invars
+    numbers = dict(zip(Norm._fields[2:6], norm[2:6], strict=True))
+    env = {
+        invars[i]: jnp.asarray(held[name], invars[i].aval.dtype)
+        for name, i in numbers.items()
+    }
+    env[norm.x] = jnp.full(norm.x.aval.shape, x, norm.x.aval.dtype)
+    y = np.asarray(_evaluated(prog, env, [norm.y])[norm.y])
+    for axis, n in enumerate(norm.at.shape):
+        y = y.take([0], axis) if n == 1 else y
+    return y
+
+
+def _evaluated(
+    prog: Program, known: Mapping[Any, Any], atoms: Sequence[Any]
+) -> dict[Any, Any]:
+    """Some variables of a program, from its inputs or whatever else is known."""
+    frame, env = prog.frame, dict(known)
+    env |= dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
+    for index in needs(prog, atoms, known):
+        eqn = frame.jaxpr.eqns[index]
+        args = [read(env, atom) for atom in eqn.invars]
+        outs = prog.evaluator.step(frame, index, eqn, args)
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return env
