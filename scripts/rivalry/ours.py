@@ -18,7 +18,7 @@ from cutjax.metrics import accuracy
 from cutjax.models import eval_apply, train_apply
 from cutjax.models.importers import from_torch, read_npz
 from cutjax.models.resnet_cifar import CifarResNet
-from cutjax.recover import frozen, gradually
+from cutjax.recover import frozen, gradually, settle
 from rivalry import images, protocol
 from rivalry.book import Book
 from rivalry.protocol import BATCH, MIDDLE, NETS, SEEDS, TEMPERATURE, climb
@@ -36,7 +36,7 @@ METHODS = [
 METHODS += ["joint/rounds", "fisher/rounds"]
 ROUNDS = 4
 LOSSES = {"distil": 0.0, "both": 1.0}
-STATISTICS = ("frozen", "moving")
+STATISTICS = ("frozen", "settled")
 CALIBRATION_BATCH = 128
 FIRST = protocol.FACTORS[0]
 
@@ -50,7 +50,7 @@ LOSS = {TASK: cross_entropy}
 
 
 class Run(NamedTuple):
-    """A fine-tuning. `statistics`: of BatchNorm, frozen or moving with the batches."""
+    """A fine-tuning. `statistics`: of BatchNorm, frozen, or settled and moving."""
 
     method: str
     factor: float
@@ -137,10 +137,14 @@ class Job:
     def _trained(self, run: "Run") -> tuple[Any, Any, float]:
         apply, _, fitted, _ = self.fitted(run.method, run.factor, run.seed)
         keep = self.keep(run.method, run.factor, run.seed)
-        moving = cj.shrink(self.train_apply, self.graph, keep, TASK)
+        train, start = frozen(apply), fitted
+        if run.statistics == "settled":
+            train = cj.shrink(self.train_apply, self.graph, keep, TASK)
+            data = self.calibration(run.seed)
+            start = settle(apply, fitted, data, progress=False)
         params, info = cj.finetune(
-            frozen(apply) if run.statistics == "frozen" else moving,
-            fitted,
+            train,
+            start,
             self.taught(run.seed),
             tasks=(TASK,),
             epochs=1,
@@ -180,11 +184,14 @@ def main(out: Path) -> None:
 
 
 def ways(job: Job, like: list[Run] | None) -> list[Run]:
-    """The method (that of `like`), and per loss how it is trained; on validation."""
-    if like is None:
-        screen(job, FIRST)
-    method = best(job, FIRST) if like is None else like[0].method
-    blank = Run(method, FIRST, "", MIDDLE, STATISTICS[0], 0)
+    """The method, and per loss how it is trained, chosen on validation.
+
+    With `like` only the learning rates are chosen.
+    """
+    if like is not None:
+        return [rated(job, run) for run in like]
+    screen(job, FIRST)
+    blank = Run(best(job, FIRST), FIRST, "", MIDDLE, STATISTICS[0], 0)
     return [way(job, blank._replace(loss=loss)) for loss in LOSSES]
 
 
@@ -266,12 +273,13 @@ def best(job: Job, factor: float) -> str:
 
 def way(job: Job, run: Run) -> Run:
     """The run with the learning rate and statistics that are best on validation."""
-    found = []
-    for statistics in STATISTICS:
-        one = run._replace(statistics=statistics)
-        rate = climb(lambda rate, one=one: tuned(job, one._replace(rate=rate)))
-        found.append(one._replace(rate=rate))
+    found = [rated(job, run._replace(statistics=name)) for name in STATISTICS]
     return max(found, key=lambda run: tuned(job, run))
+
+
+def rated(job: Job, run: Run) -> Run:
+    """The run with the learning rate that is best on validation."""
+    return run._replace(rate=climb(lambda rate: tuned(job, run._replace(rate=rate))))
 
 
 def tuned(job: Job, run: Run) -> float:

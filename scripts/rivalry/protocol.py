@@ -33,7 +33,7 @@ class Net(NamedTuple):
     `steps`: of fine-tuning. `tried`: of how many criteria each side fine-tunes the best
     variant, to choose; more for Torch-Pruning, which has more of them, and whose order
     before fine-tuning says little about that after it. `like`: the network on which
-    cutjax's method is chosen, if not on this one.
+    cutjax's method and statistics are chosen, if not on this one.
     """
 
     file: str
