@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from cutjax._compat import Literal, primitive
+from cutjax.rules.constants import on_the_host
 from cutjax.unify import Var, leaf_vars
 from cutjax.walk import Frame, Walker, line_of
 from cutjax.zeros import (
@@ -63,9 +64,10 @@ def _uniform(held: Held, node: Node) -> bool:
     """Whether a constant of a frame is the same all along the axes with a channel."""
     frame, var, leaf = node
     at = [v is var for v in frame.jaxpr.constvars]
-    const = np.asarray(frame.consts[at.index(True)]) if any(at) else None
-    if const is None or not const.size:
+    const = frame.consts[at.index(True)] if any(at) else None
+    if not on_the_host(const) or not np.size(const):
         return False
+    const = np.asarray(const)
     axes = (i for i, d in enumerate(frame.read(var).dims) if leaf in held(d))
     return all(bool(np.all(const == const.take([0], axis))) for axis in axes)
 

@@ -5,14 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 from cutjax._compat import Literal, open_jaxpr, primitive, user_line
 from cutjax.errors import TraceError
 from cutjax.rules.base import RULES, Summed, Value, shape_of
-from cutjax.rules.constants import folded
+from cutjax.rules.constants import folded, on_the_host
 from cutjax.rules.gaps import GAPS
 from cutjax.unify import Pin, Solver, Var, Where
 
@@ -126,7 +124,9 @@ class Walker:
         self.frames.append(frame)
         for var, const in zip(opened.constvars, consts, strict=True):
             known = (
-                np.asarray(const)[()] if np.ndim(const) == 0 and _plain(const) else None
+                np.asarray(const)[()]
+                if np.ndim(const) == 0 and on_the_host(const)
+                else None
             )
             dims = self.solver.news(shape_of(var))
             frame.values[var] = Value(dims, known, const=True)
@@ -287,17 +287,6 @@ def line_of(where: Where | None) -> str:
 
 def _multiply_adds(terms: Sequence[Term]) -> int:
     return sum(t.times * math.prod(d.size for d in t.dims) for t in terms)
-
-
-def _plain(const: Any) -> bool:
-    return isinstance(
-        const, np.generic | np.ndarray | float | int | jax.Array
-    ) and not (
-        isinstance(const, Tracer)
-        or jax.dtypes.issubdtype(
-            getattr(const, "dtype", np.float32), jax.dtypes.prng_key
-        )
-    )
 
 
 def _folded(eqn: Any, ins: Sequence[Value], out: Any) -> Any:

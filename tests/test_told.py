@@ -94,6 +94,19 @@ def test_a_constant_that_is_alike_is_none(how):
     assert is_symmetry(ALIKE[how])
 
 
+def test_what_cannot_be_looked_at_may_differ():
+    """A constant that is traced, in a function within another one that is."""
+    found = []
+
+    def outer(vector: Any) -> Any:
+        graph = cj.trace(net(lambda h: h * vector), params(), X)
+        found.append(graph["a:1"].ordered)
+        return vector
+
+    jax.jit(outer)(jnp.ones(6))
+    assert found[0]
+
+
 def test_words_and_files_say_so():
     graph = traced(MADE["added"])
     assert "in order: a constant tells them apart" in graph.explain("a:1")

@@ -127,14 +127,19 @@ def _found(frame: Any, var: Any, deep: int) -> np.ndarray | None:
         return _made(frame, index, var, deep)
     for at, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
         if at is var:
-            return np.asarray(const) if _on_the_host(const) else None
+            return np.asarray(const) if on_the_host(const) else None
     return _given(frame, var, deep)
 
 
-def _on_the_host(const: Any) -> bool:
+def on_the_host(const: Any) -> bool:
+    """Whether the value of a constant can be looked at."""
     if isinstance(const, jax.Array):
-        return not isinstance(const, Tracer) and const.is_fully_addressable
-    return isinstance(const, np.ndarray | np.generic | int)
+        return (
+            not isinstance(const, Tracer)
+            and const.is_fully_addressable
+            and not jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key)
+        )
+    return isinstance(const, np.ndarray | np.generic | int | float)
 
 
 def _made(frame: Any, index: int, var: Any, deep: int) -> np.ndarray | None:
