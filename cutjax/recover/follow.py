@@ -90,12 +90,12 @@ def demand(prog: Program, reach: Reach, env: Mapping[Any, Any]) -> Callable[[Any
     ready = {**env}
     for index in needs(prog, aside):
         if any(var not in ready for var in eqns[index].outvars):
-            ready.update(_stepped(prog, index, ready))
+            ready.update(stepped(prog, index, ready))
 
     def through(value: Any) -> Any:
         inner = {**ready, start: value}
         for index in reach.path:
-            inner.update(_stepped(prog, index, inner))
+            inner.update(stepped(prog, index, inner))
         return inner[eqns[reach.path[-1]].outvars[0]]
 
     return through
@@ -108,7 +108,8 @@ def _start(prog: Program, reach: Reach) -> Any:
     )
 
 
-def _stepped(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
+def stepped(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What an equation makes of what is known."""
     eqn = prog.frame.jaxpr.eqns[index]
     args = [read(env, atom) for atom in eqn.invars]
     outs = prog.evaluator.step(prog.frame, index, eqn, args)

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves
+from cutjax.recover.follow import stepped
 from cutjax.recover.norms import Norm, norms_of
-from cutjax.recover.program import Program, needs, program, read
+from cutjax.recover.program import Program, needs, program
 from cutjax.recover.walk import inputs_of
 from cutjax.trace import trace
 
@@ -188,8 +189,5 @@ def _evaluated(
     frame, env = prog.frame, dict(known)
     env |= dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
     for index in needs(prog, atoms, known):
-        eqn = frame.jaxpr.eqns[index]
-        args = [read(env, atom) for atom in eqn.invars]
-        outs = prog.evaluator.step(frame, index, eqn, args)
-        env.update(zip(eqn.outvars, outs, strict=True))
+        env.update(stepped(prog, index, env))
     return env
