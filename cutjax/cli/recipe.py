@@ -5,18 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cutjax import allocate, criteria, fuse, normalize
 from cutjax.budget import Budget
 from cutjax.data import Split, batches, take
-from cutjax.errors import BudgetError, DataError
+from cutjax.errors import BudgetError, DataError, MismatchError
 from cutjax.graph import Graph
 from cutjax.losses import losses_for
 from cutjax.metrics import accuracy, named
 from cutjax.pareto import worst_case
 from cutjax.plan import PlanInfo, plan
-from cutjax.recover import compensate, finetune, teach
+from cutjax.recover import compensate, finetune, settle, teach
 from cutjax.saliency import saliency
 from cutjax.shrink import cut, shrink
 from cutjax.source import Job, SourceError, graph_of
@@ -143,6 +144,7 @@ def compact(job: Job, s: Settings) -> Result:
     history: list[dict[str, Any]] = []
     if train_apply is not None:
         small = shrink(train_apply, graph, keep, tasks)
+        params = _settled(small, apply, params, data)
         params, history = _distilled(job, s, small, apply, params, tasks)
         clock.note("distil")
         stages["distilled"] = test(apply, params)
@@ -180,6 +182,17 @@ def _calibration(job: Job, s: Settings) -> list[Any]:
     rows = np.random.default_rng(s.seed).permutation(len(split.x))[: s.calibration]
     chosen = take(split, rows)
     return list(batches(chosen, min(BATCH, len(rows)), drop_last=True))
+
+
+def _settled(
+    train: Callable[..., Any], apply: Callable[..., Any], params: Any, data: list[Any]
+) -> Any:
+    """Statistics that the first steps of a training do not upset, if there are any."""
+    moving = jax.eval_shape(train, params, data[0][0])[1]
+    try:
+        return settle(apply, params, data, state=moving or (), progress=False)
+    except MismatchError:
+        return params
 
 
 def _distilled(
