@@ -77,8 +77,10 @@ def settle(
         raise DataError("no data to settle on; pass batches of (x, ...)")
     size = len(jax.tree.leaves(given[0])[0])
     given = [x for x in given if len(jax.tree.leaves(x)[0]) == size]
-    graph = trace(apply, params, *given[0])
-    prog = program(apply, graph, {}, given[0])
+    # One example tells what is normalised where, at the size of its arrays.
+    one = jax.tree.map(lambda a: a[:1], given[0])
+    graph = trace(apply, params, *one, on_unknown="pin")
+    prog, whole = (program(apply, graph, {}, x) for x in (one, given[0]))
     leaves = list(named_leaves(params).values())
     moving = {i for i, p in enumerate(prog.paths) if p.split("/")[0] in state}
     norms = list(norms_of(prog, moving))
@@ -87,15 +89,27 @@ def settle(
             f"nothing is normalised by running statistics in {list(state)}; the "
             f"parameters hold {list(params)}"
         )
-    spreads = _measured(prog, norms, leaves, given, progress)
+    alike = [_counterpart(prog, whole, norm.x) for norm in norms]
+    ats = [norm.at for norm in norms]
+    spreads = _measured(whole, alike, ats, leaves, given, progress)
     for norm, spread in zip(norms, spreads, strict=True):
         leaves = _settled(prog, norm, leaves, spread)
     return jax.tree.unflatten(graph.treedef, leaves)
 
 
+def _counterpart(prog: Program, other: Program, var: Any) -> Any:
+    """A variable of one program in another of the same function."""
+    index = prog.frame.makers.get(var)
+    if index is None:
+        return other.frame.jaxpr.invars[prog.frame.jaxpr.invars.index(var)]
+    eqn, twin = (p.frame.jaxpr.eqns[index] for p in (prog, other))
+    return twin.outvars[eqn.outvars.index(var)]
+
+
 def _measured(
     prog: Program,
-    norms: Sequence[Norm],
+    variables: Sequence[Any],
+    ats: Sequence[Int[np.ndarray, "..."]],
     leaves: Sequence[Any],
     given: Sequence[tuple[Any, ...]],
     progress: bool,
@@ -105,8 +119,9 @@ def _measured(
     def of(leaves: Sequence[Any], inputs: tuple[Any, ...]) -> Any:
         values = [*leaves, *jax.tree.leaves(inputs)]
         known = dict(zip(prog.frame.jaxpr.invars, values, strict=True))
-        env = _evaluated(prog, known, [norm.x for norm in norms])
-        return [_spread(env[norm.x], norm.at) for norm in norms]
+        env = _evaluated(prog, known, variables)
+        pairs = zip(variables, ats, strict=True)
+        return [_spread(env[var], at) for var, at in pairs]
 
     measure = jit(of)
     bar = tqdm(given, desc="settle", disable=not progress, leave=False)
