@@ -15,6 +15,7 @@ from cutjax.data import Split, batches, take
 from cutjax.metrics import accuracy
 from cutjax.recover import gradually
 from cutjax.recover.finetune import frozen
+from cutjax.recover.settle import settle
 from recovering.parents import RECIPE, parent
 
 BATCH = 125
@@ -171,9 +172,12 @@ def trained(p: Parent, model: Any, keep: Any, name: Named, *, labels: float) -> 
     apply, params, _ = model
     # Validation accuracy is full where a parent's is: without labels the last
     # parameters are taken, with them the best.
-    moving = cj.shrink(p.train_apply, p.graph, keep)
+    train = frozen(apply)
+    if not labels:
+        train = cj.shrink(p.train_apply, p.graph, keep)
+        params = settle(apply, params, calibration(p), progress=False)
     found, _ = cj.finetune(
-        frozen(apply) if labels else moving,
+        train,
         params,
         taught,
         tasks=tuple(p.data.tasks),
