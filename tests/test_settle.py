@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from laws.tools import close, run
 from nets import NETS
 from test_merge import normal
 
 import cutjax as cj
 from cutjax.errors import DataError, MismatchError
+from cutjax.mirror import named_leaves
 from cutjax.recover import settle
 
 EVERY = ("vgg", "option_a", "densenet", "mobilenet", "resnext")
@@ -77,6 +79,22 @@ def test_batches_are_taken_together():
     np.testing.assert_allclose(new["seen"]["mean"], double.mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(new["seen"]["var"], double.var((0, 1)), rtol=1e-3)
     np.testing.assert_allclose(apply(new, x), apply(p, x), rtol=1e-3, atol=1e-3)
+
+
+def test_layers_that_hold_all_they_have():
+    """Such as those of NNX: statistics lie beside what is trained."""
+    model = nnx.Sequential(
+        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(1))
+    )
+    model.eval()
+    apply, params = cj.nnx.split(model)
+    x = normal(1, 20, 3)
+    new = settle(apply, params, [x], state=("mean", "var"), progress=False)
+    h = np.asarray(model.layers[0](x))
+    found = named_leaves(new)
+    np.testing.assert_allclose(found["layers/1/mean"], h.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["layers/1/var"], h.var(0), atol=1e-5)
+    np.testing.assert_allclose(apply(new, x), apply(params, x), atol=1e-5)
 
 
 def test_a_fit_survives_the_first_step_of_a_training():

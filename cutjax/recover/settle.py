@@ -28,12 +28,12 @@ class Spread(NamedTuple):
 
 def settle(
     apply: Callable[..., Any],
-    params: Mapping[str, Any],
+    params: Any,
     batches: Iterable[Any],
     *,
     state: Collection[str] = ("batch_stats",),
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Any:
     """Set running statistics to those of the data; scales and biases make up for it.
 
     A compensated network is less spread out than what it was fitted to, so it expects
@@ -43,9 +43,10 @@ def settle(
 
     Args:
         apply: the function in inference, `(params, x) -> outputs`.
-        params: a dict; running means and variances are in its entries `state`.
+        params: with the running means and variances.
         batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
-        state: top-level entries of `params`.
+        state: parts of the paths that tell statistics from what is trained: the name of
+            their collection, or `("mean", "var")` where all of a layer lies together.
         progress: show a progress bar.
 
     Returns:
@@ -55,7 +56,7 @@ def settle(
 
     Raises:
         DataError: no data, or values that are NaN or infinite.
-        MismatchError: nothing is normalised by these entries.
+        MismatchError: nothing is normalised by such statistics.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,12 +83,12 @@ def settle(
     graph = trace(apply, params, *one, on_unknown="pin")
     prog, whole = (program(apply, graph, {}, x) for x in (one, given[0]))
     leaves = list(named_leaves(params).values())
-    moving = {i for i, p in enumerate(prog.paths) if p.split("/")[0] in state}
+    moving = {i for i, p in enumerate(prog.paths) if set(state) & {*p.split("/")}}
     norms = list(norms_of(prog, moving))
     if not norms:
         raise MismatchError(
-            f"nothing is normalised by running statistics in {list(state)}; the "
-            f"parameters hold {list(params)}"
+            f"nothing is normalised by running statistics called {list(state)}; the "
+            f"paths of the parameters are {', '.join(prog.paths[:6])}, ..."
         )
     alike = [_counterpart(prog, whole, norm.x) for norm in norms]
     ats = [norm.at for norm in norms]
