@@ -36,7 +36,8 @@ typed by hand. {machine}
   {tried}),
   then for each loss the learning rate, one whose neighbours among {rates}
   are worse (*both* of Torch-Pruning takes that of *distil*), for cutjax with the
-  statistics of BatchNorm frozen, and moving after `recover.settle` (*settled*).
+  statistics of BatchNorm frozen, and moving after `recover.settle` (*settled*;
+  *moving*: without it, tried before there was one).
 - Fine-tuning: the same images once, batches of {batch}, AdamW, one cycle. *labels*:
   cross entropy. *distil*: the parent's answers (temperature {temperature:g}), no
   labels. *both*: their sum. cutjax starts compensated, Torch-Pruning with BatchNorm
