@@ -65,7 +65,7 @@ def _uniform(held: Held, node: Node) -> bool:
     frame, var, leaf = node
     at = [v is var for v in frame.jaxpr.constvars]
     const = frame.consts[at.index(True)] if any(at) else None
-    if not on_the_host(const) or not np.size(const):
+    if const is None or not on_the_host(const) or not np.size(const):
         return False
     const = np.asarray(const)
     axes = (i for i, d in enumerate(frame.read(var).dims) if leaf in held(d))
