@@ -115,8 +115,8 @@ def all_in_order(cj: Any, net: Net) -> Any:
 def _ordered(cj: Any, line: str | None) -> Any:
     def trace(*args: Any) -> Any:
         graph = cj.trace(*args)
-        groups = (replace(group, ordered=line) for group in graph.groups)
-        return replace(graph, groups=tuple(groups))
+        groups = (dataclasses.replace(g, ordered=line) for g in graph.groups)
+        return dataclasses.replace(graph, groups=tuple(groups))
 
     return replace(cj, trace=trace)
 

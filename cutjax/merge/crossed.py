@@ -23,8 +23,8 @@ class Torn(KeepError):
         super().__init__(
             f"{', '.join(map(repr, self.groups))} cannot be shared in part: {why}\n"
             f"  at {user_line(eqn.source_info)}\n"
-            "  try: share all of these groups, or none of them and of what they enter; "
-            "see `cutjax.merge.until`"
+            "  try: share all of these groups whole, or none of them and of what they "
+            "enter; see `cutjax.merge.until`"
         )
 
 
