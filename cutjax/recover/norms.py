@@ -27,6 +27,11 @@ class Norm(NamedTuple):
     bias: int
     at: Int[np.ndarray, "..."]
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Of its parameters, by what they are."""
+        return dict(zip(self._fields[2:6], self[2:6], strict=True))
+
 
 def norms_of(prog: Program, moving: Collection[int]) -> Iterator[Norm]:
     """Those that have a scale and a bias of their own.
@@ -92,7 +97,7 @@ def _positions(prog: Program, moved: Any, number: int) -> Int[np.ndarray, "..."]
 
 def _alone(prog: Program, norm: Norm) -> bool:
     """Whether its parameters serve it alone, one number each per channel."""
-    numbers = (norm.mean, norm.var, norm.scale, norm.bias)
+    numbers = norm.numbers.values()
     shapes = [prog.frame.jaxpr.invars[i].aval.shape for i in numbers]
     alike = len(set(shapes)) == 1
     channels = np.unique(norm.at).size == norm.at.size == np.prod(shapes[0])

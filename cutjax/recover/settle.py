@@ -153,8 +153,7 @@ def _settled(
     prog: Program, norm: Norm, leaves: Sequence[Any], spread: Spread
 ) -> list[Any]:
     """The leaves with the statistics measured, a scale and a bias that fit them."""
-    numbers = dict(zip(Norm._fields[2:6], norm[2:6], strict=True))
-    held = {name: np.asarray(leaves[i], np.float64) for name, i in numbers.items()}
+    held = {name: np.asarray(leaves[i], np.float64) for name, i in norm.numbers.items()}
 
     def placed(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         out = np.zeros(held["mean"].size)
@@ -176,7 +175,7 @@ def _settled(
     if not np.allclose(line(), (slope, intercept), 1e-3, 1e-5 * np.abs(slope).max()):
         return list(leaves)
     out = list(leaves)
-    for name, i in numbers.items():
+    for name, i in norm.numbers.items():
         out[i] = jnp.asarray(held[name].astype(jnp.result_type(leaves[i])))
     return out
 
@@ -186,10 +185,9 @@ def _through(
 ) -> Any:
     """What becomes of a value that is `x` everywhere."""
     invars = prog.frame.jaxpr.invars
-    numbers = dict(zip(Norm._fields[2:6], norm[2:6], strict=True))
     env = {
         invars[i]: jnp.asarray(held[name], invars[i].aval.dtype)
-        for name, i in numbers.items()
+        for name, i in norm.numbers.items()
     }
     env[norm.x] = jnp.full(norm.x.aval.shape, x, norm.x.aval.dtype)
     y = np.asarray(_evaluated(prog, env, [norm.y])[norm.y])
