@@ -160,8 +160,8 @@ def test_statistics_are_made_anew():
     pairs = zip(DATA["photo"], DATA["depth"], strict=True)
     batches = [({"photo": a, "depth": b},) for a, b in pairs]
     new = cj.recalibrate(train, merged.params, batches, progress=False)
-    moved = new["batch_stats"]["own"]["depth"]["BatchNorm_1/mean"]
-    held = merged.params["batch_stats"]["own"]["depth"]["BatchNorm_1/mean"]
+    moved = new["batch_stats"]["own"]["depth"]["BatchNorm_1/var"]
+    held = merged.params["batch_stats"]["own"]["depth"]["BatchNorm_1/var"]
     assert moved.shape == held.shape and jnp.abs(moved - held).max() > 1e-4
     assert wrong(merged._replace(params=new), nets) < wrong(merged, nets)
 

@@ -33,7 +33,14 @@ from cutjax.mirror import named_leaves
 from cutjax.recover import normal as least
 from cutjax.recover.lockstep import segment
 from cutjax.recover.program import program
-from cutjax.recover.rows import Sample, kernel_blocks, kernel_from, made_rows, read_rows
+from cutjax.recover.rows import (
+    Sample,
+    kernel_blocks,
+    kernel_from,
+    made_rows,
+    read_rows,
+    steps_for,
+)
 from cutjax.recover.stops import stops_of
 
 module = importlib.import_module("cutjax.recover.walk")
@@ -64,10 +71,14 @@ def check_rows(name: str, read: Any = read_rows) -> None:
         (made,) = prog.evaluator.step(
             prog.frame, stop.index, reader.eqn, list(map(jnp.asarray, pair))
         )
-        for sample in (Sample(), Sample(2, 1), Sample(3, 7)):
+        for share, at in ((1, 0), (2, 1), (5, 7)):
+            wanted = max(stop.rows // share, 1)
+            sample = Sample(steps_for(reader, 1, wanted), at)
             b = read(reader, jnp.asarray(data), kernel, stop.groups, sample)
             y = made_rows(reader, made, kernel, stop.groups, sample)
             np.testing.assert_allclose(b @ blocks, y, atol=2e-5)
+            assert wanted <= b.shape[1] <= stop.rows
+            assert share > 1 or b.shape[1] == stop.rows
 
 
 KINDS = ["resnext", "grouped_transpose", "wavenet", "lora"]
@@ -83,10 +94,23 @@ def test_rows_times_kernel_is_what_the_reader_makes(name):
 
 def test_saboteur_rows_from_elsewhere_are_found_out():
     def shifted(reader, values, kernel, groups, sample):
-        return read_rows(reader, values, kernel, groups, Sample(sample.step, 0))
+        return read_rows(reader, values, kernel, groups, Sample(sample.steps, 0))
 
     with pytest.raises(AssertionError):
         check_rows("grouped_transpose", shifted)
+
+
+def test_no_more_rows_are_taken_than_a_grid_must():
+    """Steps are widened one axis at a time: at most twice as many as are wanted."""
+    net = NETS["vgg"]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    prog = program(net.apply, graph, {}, net.inputs)
+    for stop in stops_of(prog, named_leaves(net.params)):
+        for wanted in (stop.rows // 3, stop.rows // 7):
+            steps = steps_for(stop.reader, 1, wanted)
+            b = jnp.zeros(stop.reader.eqn.invars[stop.reader.site.at].aval.shape)
+            taken = read_rows(stop.reader, b, stop.kernel, stop.groups, Sample(steps))
+            assert wanted <= taken.shape[1] < 2 * wanted + 2
 
 
 # Moments. ----------------------------------------------------------------------------
@@ -239,7 +263,8 @@ def test_every_group_of_a_grouped_convolution_has_its_own_fit():
     graph = cj.trace(apply, p, x)
     (name,) = [g.name for g in graph.free if g.size == 4]
     keep = {name: off(4, 2)}
-    got, (*_, fit) = cj.compensate(apply, p, graph, keep, [x], damping=1e-3, **QUIET)
+    options = {"damping": 1e-3, "rows": 1000, **QUIET}
+    got, (*_, fit) = cj.compensate(apply, p, graph, keep, [x], **options)
     h = np.tanh(x.astype(np.float64) @ p["a"]).reshape(-1, 3, 4)
     for g in range(3):
         kernel = p["b"][0, 0, :, 2 * g : 2 * g + 2]
@@ -446,15 +471,19 @@ def test_wide_dense_layers_are_fitted_to_rows_of_data():
     assert (fit.features, fit.rows) == (32, 20)
 
 
-def test_of_many_rows_some_suffice():
+def test_of_many_rows_some_suffice_and_few_are_all_taken(monkeypatch):
     net = NETS["resnext"]()
     graph = cj.trace(net.apply, net.params, *net.inputs)
     keep = random_keep(graph, 3)
     data = [batch_of(net, i, 48) for i in range(2)]
     args = (net.apply, net.params, graph, keep, data)
     _, fits = cj.compensate(*args, rows=4, **QUIET)
-    wide = [f for f in fits if f.features == 27]
-    assert wide and all(4 * 27 <= f.rows < 9 * 4 * 27 for f in wide)
+    whole = [f.rows for f in fits if f.features == 27]
+    monkeypatch.setattr("cutjax.recover.rows.CHEAP", 0)
+    _, fits = cj.compensate(*args, rows=4, **QUIET)
+    wide = [f.rows for f in fits if f.features == 27]
+    assert wide and all(4 * 27 <= rows < 2 * 4 * 27 for rows in wide)
+    assert min(whole) >= 2 * max(wide)
 
 
 def test_should_it_all_get_worse_it_stays_as_cut(monkeypatch):

@@ -36,6 +36,7 @@ LAYERS = [
     {
         *("readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan"),
         *("graph_json", "isomorphic", "feasible", "normalize", "pareto", "agreement"),
+        "inputs",
     },
     {"sparse", "stochastic", "schedule", "recipes"},
     {"data", "models", "fit", "training", "losses", "metrics", "_resume"},

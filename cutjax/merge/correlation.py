@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
 from cutjax.graph import Graph
+from cutjax.inputs import inputs_of
 from cutjax.merge.listen import Unit, activations
 from cutjax.merge.moments import Moments, both, correlation, double, of_batch
 from cutjax.merge.structure import check_structure, fitted
@@ -94,8 +95,7 @@ def gathered(
     for batch in tqdm(
         batches, desc="correlations", disable=not progress, total=length, leave=False
     ):
-        x = batch[0] if isinstance(batch, tuple) else batch
-        inputs = x if isinstance(x, tuple) else (x,)
+        inputs = inputs_of(batch, graph.inputs)
         found = jax.device_get(step(tuple(networks.values()), inputs))
         _check_finite(found, tuple(networks))
         wide = {u: double(m) for u, m in found.items()}

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cutjax.errors import KeepError, suggest
+from cutjax.inputs import inputs_of
 from cutjax.metrics import named
-from cutjax.recover.walk import inputs_of
 
 
 def each_its_input(

@@ -9,12 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax.errors import DataError
-from cutjax.readers import is_conv
 from cutjax.recover import normal
 from cutjax.recover.follow import bias_of, reach_of
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, terminals
-from cutjax.recover.rows import Sample, features_of, is_matrix, made_axes, rows_of
+from cutjax.recover.rows import (
+    Sample,
+    enough,
+    features_of,
+    is_matrix,
+    made_axes,
+    steps_for,
+)
 from cutjax.resize import Reader
 
 Env = dict[Any, Any]
@@ -99,14 +105,12 @@ def is_free(prog: Program, index: int) -> bool:
 
 
 def sample_of(
-    reader: Reader, kernel: Any, batches: int, rows: int, seed: int
+    reader: Reader, kernel: Any, groups: int, batches: int, rows: int, seed: Any
 ) -> Sample:
-    """Evenly spread rows, as many as suffice."""
-    spare = rows_of(reader) * batches / (rows * max(features_of(reader, kernel), 1))
-    if is_conv(reader):
-        spare = spare ** (1 / max(kernel.ndim - 2, 1))
-    step = max(int(spare), 1)
-    return Sample(step, int(np.random.default_rng(seed).integers(step)))
+    """Evenly spread rows, as many as suffice; which ones depends on the seed."""
+    wanted = enough(features_of(reader, kernel), rows, groups)
+    at = int(np.random.default_rng(seed).integers(1 << 30))
+    return Sample(steps_for(reader, batches, wanted), at)
 
 
 def bias_at(

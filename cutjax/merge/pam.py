@@ -5,13 +5,13 @@ from typing import Any
 
 from cutjax.errors import KeepError
 from cutjax.graph import Graph
+from cutjax.inputs import inputs_of
 from cutjax.merge.align import align_all
 from cutjax.merge.evidence import by_scores
 from cutjax.merge.network import Networks, check_alike
 from cutjax.merge.regroup import Regrouped, pam_sharing, regroup
 from cutjax.merge.sharing import Sharing
 from cutjax.merge.whole import whole_groups
-from cutjax.recover.walk import inputs_of
 from cutjax.saliency.criterion import Scores
 
 
@@ -74,7 +74,7 @@ def pam(
     check_alike(networks)
     first = next(iter(networks.values()))
     graph, data = first.graph, None if batches is None else list(batches)
-    whole = whole_groups(first, inputs_of(data[0])) if data else {}
+    whole = whole_groups(first, inputs_of(data[0], graph.inputs)) if data else {}
     given = {"alpha": alpha, "shared": shared, "exclusive": exclusive}
     _check_whole(graph, whole, given.values())
     orders, _ = align_all(

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.errors import DataError
+from cutjax.inputs import inputs_of
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
 from cutjax.merge.join import Parts, joint, moved, operands, own_step, start
@@ -42,14 +43,12 @@ from cutjax.readers import channel_axes
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, positions, read
 from cutjax.recover.rows import (
-    WHOLE,
     groups_of,
     kernel_blocks,
     kernel_from,
     made_rows,
     read_rows,
 )
-from cutjax.recover.walk import inputs_of
 
 
 def least_squares(
@@ -79,7 +78,8 @@ def least_squares(
         merged: where to start; else `average`.
         damping: lambda, as a share of the mean square of the features; None chooses it
             per reader by every fourth batch.
-        rows: per feature, rows that suffice; of more, evenly spread ones are taken.
+        rows: per feature, rows that suffice; of more, evenly spread ones are taken,
+            but for what costs little: narrow readers see most of what there is.
         progress: show a progress bar.
 
     Returns:
@@ -188,8 +188,9 @@ def _refitted(
     progress: bool,
 ) -> Merged:
     check_alike(networks)
-    check(next(iter(networks.values())).graph, tuple(networks), sharing)
-    inputs = [inputs_of(batch) for batch in batches]
+    graph = next(iter(networks.values())).graph
+    check(graph, tuple(networks), sharing)
+    inputs = [inputs_of(batch, graph.inputs) for batch in batches]
     if not inputs:
         raise DataError("no data to merge by; pass batches of (x, ...)")
     both = joint(networks, sharing, inputs[0])
@@ -262,10 +263,11 @@ def _refit_shared(job: Job, parts: Parts, held: list[Batch], index: int) -> Part
     if not kernel.size or not jnp.issubdtype(kernel.dtype, jnp.floating):
         return parts
     groups, path = groups_of(reader, prog.evaluator.k), kernel_of(prog, index)
-    sample = sample_of(reader, kernel, len(held), job.rows, index)
     found: dict[str, list[Moments]] = {}
     members: dict[str, np.ndarray] = {}
-    for batch in held:
+    size = reader, kernel, groups, len(held), job.rows
+    for number, batch in enumerate(held):
+        sample = sample_of(*size, (index, number))
         for name, (own, target, there) in wanted_of(job, batch, index).items():
             value = batch.shared[data] if own is None else own
             b = read_rows(reader, value, kernel, groups, sample)
@@ -295,8 +297,8 @@ def _refit_own(
     reader, eqn = prog.reader(index), prog.frame.jaxpr.eqns[index]
     at, (out,), path = reader.site.at, eqn.outvars, kernel_of(prog, index)
     mixing = job.joint.ways[name].get(index) == MIXING
-    found, kernel, groups, sample = [], None, 1, WHOLE
-    for batch in held:
+    found, kernel, groups = [], None, 1
+    for number, batch in enumerate(held):
         env = batch.own[name]
         for atom in eqn.invars:
             _ = eager.fetch(prog, env, atom)
@@ -310,7 +312,7 @@ def _refit_own(
             if not kernel.size or not jnp.issubdtype(kernel.dtype, jnp.floating):
                 return parts
             groups = 1 if mixing else groups_of(reader, prog.evaluator.k)
-            sample = sample_of(reader, kernel, len(held), job.rows, index)
+        sample = sample_of(reader, kernel, groups, len(held), job.rows, (index, number))
         whole = batch.full[name][full.frame.jaxpr.eqns[index].outvars[0]]
         target = prog.evaluator.cut_const(whole, prog.frame.values[out])
         b = read_rows(reader, args[at], kernel, groups, sample)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cutjax.errors import KeepError, suggest
+from cutjax.inputs import inputs_of
 from cutjax.merge.merged import (
     Merged,
     answers,
@@ -19,7 +20,6 @@ from cutjax.merge.network import Network, Networks, bare, check_alike
 from cutjax.merge.permute import Permutation, permute
 from cutjax.merge.sharing import OWN, Sharing, check
 from cutjax.merge.tying import Batches, tie
-from cutjax.recover.walk import inputs_of
 
 
 def tied(

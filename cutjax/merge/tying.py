@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.errors import DataError
+from cutjax.inputs import inputs_of
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of
 from cutjax.merge.crossed import channels_of
@@ -37,7 +38,6 @@ from cutjax.recover.rows import (
     made_rows,
     read_rows,
 )
-from cutjax.recover.walk import inputs_of
 
 Batches = Mapping[str, Iterable[Any]]
 
@@ -111,7 +111,7 @@ def tie(
 
 
 def _side(net: Network, name: str, batches: Batches) -> Side:
-    given = [inputs_of(batch) for batch in batches.get(name, ())]
+    given = [inputs_of(batch, net.graph.inputs) for batch in batches.get(name, ())]
     if not given:
         raise DataError(f"no data of {name!r}; pass {{{name!r}: batches of (x, ...)}}")
     prog, leaves = program(net.apply, net.graph, {}, given[0]), net.leaves
@@ -179,7 +179,8 @@ def _measured(
     prog = side.prog
     reader, eqn = prog.reader(index), prog.frame.jaxpr.eqns[index]
     groups = groups_of(reader, prog.evaluator.k)
-    sample = sample_of(reader, kernel, len(side.now), rows, index)
+    size = reader, kernel, groups, len(side.now), rows
+    sample = sample_of(*size, (index, batch))
     env = (side.now if lockstep else side.first)[batch]
     b = read_rows(reader, env[eqn.invars[reader.site.at]], kernel, groups, sample)
     y = made_rows(reader, side.first[batch][eqn.outvars[0]], kernel, groups, sample)

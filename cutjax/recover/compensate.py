@@ -55,7 +55,8 @@ def compensate(
         most_features: convolutions with more features in their window get one mixing
             of channels for all positions of the window; wider dense layers are fitted
             to as many rows instead of to moments.
-        rows: per feature, rows that suffice; of more, evenly spread ones are taken.
+        rows: per feature, rows that suffice; of more, evenly spread ones are taken,
+            but for what costs little: narrow readers see most of what there is.
         sharding: of the batches over devices.
         progress: show a progress bar.
 

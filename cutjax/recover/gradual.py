@@ -9,9 +9,9 @@ import numpy as np
 from cutjax.budget import Budget
 from cutjax.errors import DataError, MismatchError
 from cutjax.graph import Graph
+from cutjax.inputs import inputs_of
 from cutjax.plan import plan
 from cutjax.recover.compensate import compensate
-from cutjax.recover.walk import inputs_of
 from cutjax.schedule import Round, Score, absolute, compose, cut_again
 from cutjax.shrink import cut, shrink
 from cutjax.trace import trace
@@ -93,7 +93,7 @@ def gradually(
 
 def _inputs(graph: Graph, batch: Any) -> tuple[Any, ...]:
     """One example, or the whole batch, as shapes: whichever the graph is of."""
-    whole = jax.tree.map(_shape, inputs_of(batch))
+    whole = jax.tree.map(_shape, inputs_of(batch, graph.inputs))
 
     def of(shapes: Any) -> tuple[str, ...]:
         return tuple(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(shapes))

@@ -14,10 +14,12 @@ from cutjax.recover.normal import Moments, Solution
 from cutjax.recover.program import Program
 from cutjax.recover.rows import (
     Sample,
+    enough,
     kernel_blocks,
     kernel_from,
     made_rows,
     read_rows,
+    steps_for,
 )
 from cutjax.recover.stops import Stop
 
@@ -48,11 +50,11 @@ class Way(NamedTuple):
     `name`: "kernel" (every weight), "mixing" (one matrix of channels before the
     parent's kernel, for all positions of a wide window), "rows" (every weight, from
     the rows themselves: more features than their moments should have) or "scale" (one
-    number per channel made). `step`: every how many rows are taken.
+    number per channel made). `steps`: every how many rows are taken, as in `Sample`.
     """
 
     name: str
-    step: int
+    steps: tuple[int, ...] = ()
 
 
 class Found(NamedTuple):
@@ -93,36 +95,19 @@ def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:
         stop: the reader.
         batches: how many there are.
         most_features: that moments are made of.
-        rows_each: rows per feature that suffice.
+        rows_each: per feature, rows that suffice.
     """
     wide = stop.features > most_features
-    wanted = most_features if wide and not is_conv(stop.reader) else 0
-    wanted = wanted or rows_each * stop.features
-    if not is_conv(stop.reader):
-        spare = stop.rows * batches // max(wanted, 1)
-        return Way("rows" if wide else "kernel", max(spare, 1))
-    if wide:
-        return Way("mixing", 1)
-    return Way("kernel", _stride(stop, batches, wanted))
+    if wide and is_conv(stop.reader):
+        return Way("mixing")
+    wanted = most_features if wide else enough(stop.features, rows_each, stop.groups)
+    steps = steps_for(stop.reader, batches, wanted)
+    return Way("rows" if wide else "kernel", steps)
 
 
 def scaling_of(stop: Stop, batches: int, rows: int) -> Way:
     """The way to set only scales right; from few rows, however wide the reader."""
-    return Way("scale", way_of(stop, batches, stop.features, rows).step)
-
-
-def _stride(stop: Stop, batches: int, wanted: int) -> int:
-    """The widest grid over the positions of a window that gives rows enough."""
-    spec = stop.reader.eqn.params["dimension_numbers"].out_spec
-    batch, _, *space = (stop.reader.eqn.outvars[0].aval.shape[i] for i in spec)
-    step = 1
-    while (
-        max(space, default=1) > step
-        and math.prod(max(n // (step + 1), 1) for n in space) * batch * batches
-        >= wanted
-    ):
-        step += 1
-    return step
+    return Way("scale", way_of(stop, batches, stop.features, rows).steps)
 
 
 def measure(stop: Stop, way: Way) -> Callable[[Seen, Any], Any]:
@@ -134,7 +119,7 @@ def measure(stop: Stop, way: Way) -> Callable[[Seen, Any], Any]:
             axes = channel_axes(reader, reader.site.at)
             b, y = rows(seen.read, axes)[None], rows(seen.full, axes)[None]
             return normal.moments(b, y)
-        sample = Sample(way.step, at)
+        sample = Sample(way.steps, at)
         b = read_rows(reader, seen.read, kernel, stop.groups, sample)
         y = made_rows(reader, seen.made, kernel, stop.groups, sample)
         return normal.Rows(b, y) if way.name == "rows" else normal.moments(b, y)

@@ -5,6 +5,7 @@ contractions with batch axes, have several, each with a kernel of its own. Featu
 over channels outside and the positions of the window inside.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -20,13 +21,19 @@ AnyArray = Array | np.ndarray
 
 
 class Sample(NamedTuple):
-    """Which rows are taken: every `step`-th from `at` on, along each axis of space."""
+    """Which rows are taken: every `steps[i]`-th from `at` on along axis `i` of space.
 
-    step: int = 1
+    What is no convolution has one axis of rows; no steps: all of them.
+    """
+
+    steps: tuple[int, ...] = ()
     at: Int[AnyArray, ""] | int = 0
 
 
 WHOLE = Sample()
+
+CHEAP = 1e10
+"""Multiply-adds that the moments of a reader may take, however many rows suffice."""
 
 
 def is_matrix(reader: Reader) -> bool:
@@ -90,6 +97,34 @@ def rows_of(reader: Reader) -> int:
     return math.prod(out[a] for a in _row_axes(reader))
 
 
+def enough(features: int, each: int, groups: int = 1) -> int:
+    """How many rows to fit to: `each` per feature, or all that cost little."""
+    return max(each * features, int(CHEAP / max(groups * features**2, 1)))
+
+
+def steps_for(reader: Reader, batches: int, wanted: int) -> tuple[int, ...]:
+    """The widest grid over a reader's rows that leaves as many as are wanted.
+
+    Args:
+        reader: the reader.
+        batches: how many there are.
+        wanted: rows, in all of them.
+    """
+    rows = rows_of(reader) * batches
+    if not is_conv(reader):
+        return (max(rows // max(wanted, 1), 1),)
+    out = reader.eqn.outvars[0].aval.shape
+    space = [out[axis] for axis in _conv(reader).out_spec[2:]]
+    images, steps = rows // math.prod(space), [1] * len(space)
+    for axis in itertools.cycle(range(len(space))):
+        wider = [step + (i == axis) for i, step in enumerate(steps)]
+        left = (n // step for n, step in zip(space, wider, strict=True))
+        if images * math.prod(left) < max(wanted, 1):
+            return tuple(steps)
+        steps = wider
+    return ()
+
+
 def made_rows(
     reader: Reader,
     made: Float[Array, "..."],
@@ -101,15 +136,15 @@ def made_rows(
     if is_conv(reader):
         batch, channel, *space = _conv(reader).out_spec
         moved = made.transpose(batch, *space, channel)
-        for axis in range(1, moved.ndim - 1):
-            moved = _every(moved, axis, sample)
+        for axis, step in enumerate(sample.steps, start=1):
+            moved = _every(moved, axis, step, sample.at)
         split = moved.reshape(-1, groups, moved.shape[-1] // groups)
         return split.swapaxes(0, 1)
     batch, rows, free = _out_axes(reader, kernel)
     moved = made.transpose(*batch, *rows, *free)
     groups = math.prod(made.shape[a] for a in batch)
     m = math.prod(made.shape[a] for a in free)
-    return _every(moved.reshape(groups, -1, m), 1, sample)
+    return _every(moved.reshape(groups, -1, m), 1, *_single(sample))
 
 
 def read_rows(
@@ -126,7 +161,7 @@ def read_rows(
     moved = values.transpose(*batch, *free, *inner)
     groups = math.prod(values.shape[a] for a in batch)
     f = math.prod(values.shape[a] for a in inner)
-    return _every(moved.reshape(groups, -1, f), 1, sample)
+    return _every(moved.reshape(groups, -1, f), 1, *_single(sample))
 
 
 def made_axes(reader: Reader, kernel: Any) -> tuple[int, ...]:
@@ -166,12 +201,16 @@ def _out_axes(reader: Reader, kernel: Any):
     return first, tuple(range(b + m, rank)), tuple(range(b, b + m))
 
 
-def _every(values: Array, axis: int, sample: Sample) -> Array:
-    step = min(sample.step, values.shape[axis])
+def _single(sample: Sample) -> tuple[int, Any]:
+    return (sample.steps[0] if sample.steps else 1), sample.at
+
+
+def _every(values: Array, axis: int, step: int, at: Any) -> Array:
+    step = min(step, values.shape[axis])
     if step == 1:
         return values
     length = (values.shape[axis] // step - 1) * step + 1
-    part = jax.lax.dynamic_slice_in_dim(values, sample.at % step, length, axis)
+    part = jax.lax.dynamic_slice_in_dim(values, at % step, length, axis)
     return jax.lax.slice_in_dim(part, 0, length, step, axis)
 
 
@@ -187,14 +226,16 @@ def _patches(
     x = jax.lax.pad(x, zero, [(0, 0, 0), *space, (0, 0, 0)])
     window = [kernel.shape[i] for i in spec.rhs_spec[2:]]
     made = [reader.eqn.outvars[0].aval.shape[i] for i in spec.out_spec[2:]]
+    steps = sample.steps or (1,) * len(made)
     slices = []
     for offset in np.ndindex(*window):
         part = x
-        axes = zip(offset, p["rhs_dilation"], p["window_strides"], made, strict=True)
-        for axis, (o, dilation, stride, n) in enumerate(axes, start=1):
+        lines = (offset, p["rhs_dilation"], p["window_strides"], made, steps)
+        axes = zip(*lines, strict=True)
+        for axis, (o, dilation, stride, n, step) in enumerate(axes, start=1):
             first, last = o * dilation, o * dilation + (n - 1) * stride + 1
             part = jax.lax.slice_in_dim(part, first, last, stride, axis)
-            part = _every(part, axis, sample)
+            part = _every(part, axis, step, sample.at)
         slices.append(part)
     seen = jnp.stack(slices, -1)
     f = seen.shape[-2] // groups * len(slices)

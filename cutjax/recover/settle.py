@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
+from cutjax.inputs import inputs_of
 from cutjax.mirror import named_leaves
 from cutjax.recover.follow import stepped
 from cutjax.recover.norms import Norm, norms_of
 from cutjax.recover.program import Program, needs, program
-from cutjax.recover.walk import inputs_of
 from cutjax.trace import trace
 
 

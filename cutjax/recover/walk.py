@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
+from cutjax.inputs import inputs_of
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal
 from cutjax.recover.ahead import ahead
@@ -53,7 +54,7 @@ def recovered(
     """
     check_params(params, graph)
     chosen = graph.check_tasks(tasks)
-    inputs = _inputs(batches, sharding)
+    inputs = _inputs(batches, graph, sharding)
     as_cut = named_leaves(cut_params(params, graph, keep))
     used = needed(graph, tasks)
     prog = program(select(apply, chosen), graph, keep, inputs[0])
@@ -217,19 +218,15 @@ def _mean(wrong: Any, whole: Any) -> float:
     return float(np.mean(wrong / np.maximum(whole, 1e-30))) if np.size(whole) else 0.0
 
 
-def _inputs(batches: Iterable[Any], sharding: Any) -> list[tuple[Any, ...]]:
-    found = [inputs_of(batch) for batch in batches]
+def _inputs(
+    batches: Iterable[Any], graph: Graph, sharding: Any
+) -> list[tuple[Any, ...]]:
+    found = [inputs_of(batch, graph.inputs) for batch in batches]
     if not found:
         raise DataError("the calibration data is empty; pass batches of (x, ...)")
     size = len(jax.tree.leaves(found[0])[0])
     equal = [x for x in found if len(jax.tree.leaves(x)[0]) == size]
     return equal if sharding is None else [jax.device_put(x, sharding) for x in equal]
-
-
-def inputs_of(batch: Any) -> tuple[Any, ...]:
-    """The inputs of the function in a batch: `(x, ...)`, or x alone."""
-    x = batch[0] if isinstance(batch, tuple) else batch
-    return x if isinstance(x, tuple) else (x,)
 
 
 def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
