@@ -113,6 +113,22 @@ def test_no_more_rows_are_taken_than_a_grid_must():
             assert wanted <= taken.shape[1] < 2 * wanted + 2
 
 
+def test_an_axis_of_length_one_is_left_as_it_is():
+    def apply(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        h = jax.lax.conv_general_dilated(
+            x, p["a"], (1, 1), "SAME", dimension_numbers=numbers
+        )
+        return jax.nn.relu(h) @ p["b"]
+
+    p = {"a": normal(0, 1, 3, 2, 4), "b": normal(1, 4, 2)}
+    x = normal(2, 6, 1, 64, 2)
+    prog = program(apply, cj.trace(apply, p, x), {}, (x,))
+    first = stops_of(prog, p)[0].reader
+    assert steps_for(first, 1, 6 * 64 // 4) == (1, 4)
+    assert steps_for(first, 3, 3 * 6) == (1, 64)
+
+
 # Moments. ----------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ contractions with batch axes, have several, each with a kernel of its own. Featu
 over channels outside and the positions of the window inside.
 """
 
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -32,8 +31,8 @@ class Sample(NamedTuple):
 
 WHOLE = Sample()
 
-CHEAP = 1e10
-"""Multiply-adds that the moments of a reader may take, however many rows suffice."""
+CHEAP, MANY = 1e10, 2**17
+"""Multiply-adds of moments, and rows, that a reader may take though fewer suffice."""
 
 
 def is_matrix(reader: Reader) -> bool:
@@ -98,8 +97,9 @@ def rows_of(reader: Reader) -> int:
 
 
 def enough(features: int, each: int, groups: int = 1) -> int:
-    """How many rows to fit to: `each` per feature, or all that cost little."""
-    return max(each * features, int(CHEAP / max(groups * features**2, 1)))
+    """How many rows to fit to: `each` per feature, or more where that costs little."""
+    cheap = int(CHEAP / max(groups * features**2, 1))
+    return max(each * features, min(cheap, MANY))
 
 
 def steps_for(reader: Reader, batches: int, wanted: int) -> tuple[int, ...]:
@@ -116,13 +116,19 @@ def steps_for(reader: Reader, batches: int, wanted: int) -> tuple[int, ...]:
     out = reader.eqn.outvars[0].aval.shape
     space = [out[axis] for axis in _conv(reader).out_spec[2:]]
     images, steps = rows // math.prod(space), [1] * len(space)
-    for axis in itertools.cycle(range(len(space))):
-        wider = [step + (i == axis) for i, step in enumerate(steps)]
-        left = (n // step for n, step in zip(space, wider, strict=True))
-        if images * math.prod(left) < max(wanted, 1):
-            return tuple(steps)
-        steps = wider
-    return ()
+
+    def wider(axis: int) -> list[int]:
+        return [step + (i == axis) for i, step in enumerate(steps)]
+
+    def suffices(steps: list[int]) -> bool:
+        left = math.prod(n // step for n, step in zip(space, steps, strict=True))
+        return images * left >= max(wanted, 1)
+
+    # One axis at a time, the densest first: an axis of length one stays.
+    axes = range(len(space))
+    while found := [axis for axis in axes if suffices(wider(axis))]:
+        steps = wider(min(found, key=steps.__getitem__))
+    return tuple(steps)
 
 
 def made_rows(

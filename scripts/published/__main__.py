@@ -8,14 +8,17 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from cutjax.errors import CutjaxError
 
+from . import beyond_table, table
 from .base import ENTRIES, Entry
+from .beyond import beyond
 from .check import WrongResult, check
-from .table import Row, page, totals
+from .table import Row
 
 MODULES = (
     *("encoders", "decoders", "seq2seq", "vision", "pairs"),
@@ -36,13 +39,14 @@ def main() -> int:
     bar = tqdm(chosen, unit="model", dynamic_ncols=True)
     for entry in bar:
         bar.set_description(f"{entry.package} {entry.name}"[:40])
-        rows.append(row(entry, options.seed, options.gradients))
+        rows.append(row(entry, options, beyond_table.Row if options.beyond else Row))
         if rows[-1].status != "right":
             bar.write(f"{entry.package} {entry.name}: {rows[-1].said}")
-    text = page(rows, time.time() - start)
+    shown = beyond_table if options.beyond else table
+    text = shown.page(rows, time.time() - start)
     if options.out:
         Path(options.out).write_text(text)
-    print(totals(rows) if options.out else text)
+    print(shown.totals(rows) if options.out else text)
     return int(any(r.status == "wrong" for r in rows))
 
 
@@ -54,6 +58,7 @@ def arguments() -> argparse.Namespace:
     add("--list", action="store_true", help="names only")
     add("--out", help="where to write the page; prints it, if not given")
     add("--seed", type=int, default=0, help="of the channels to cut")
+    add("--beyond", action="store_true", help="merge and refit instead of cutting")
     add("--gradients", action="store_true", help="compare gradients too; slower")
     return parser.parse_args()
 
@@ -63,20 +68,24 @@ def asked(key: str, names: list[str]) -> bool:
     return not names or any(name.lower() in key.lower() for name in names)
 
 
-def row(entry: Entry, seed: int, gradients: bool) -> Row:
-    """The line of a model, whatever happens."""
+def row(entry: Entry, options: argparse.Namespace, kind: Any) -> Any:
+    """The line of a model, whatever happens; of this kind."""
 
-    def failed(status: str, error: Exception) -> Row:
+    def failed(status: str, error: Exception) -> Any:
         first = (str(error).strip().splitlines() or [""])[0]
-        kind = "" if isinstance(error, WrongResult) else f"{type(error).__name__}: "
-        return Row(entry.name, entry.package, status, kind + first)
+        name = "" if isinstance(error, WrongResult) else f"{type(error).__name__}: "
+        return kind(entry.name, entry.package, status, name + first)
 
     try:
         model = entry()
     except Exception as error:
         return failed("absent", error)
     try:
-        return Row(entry.name, entry.package, **check(model, seed, gradients))
+        if options.beyond:
+            found = beyond(model, options.seed)
+        else:
+            found = check(model, options.seed, options.gradients)
+        return kind(entry.name, entry.package, **found)
     except CutjaxError as error:
         return failed("refused", error)
     except Exception as error:  # a crash is as bad as a wrong number

@@ -34,8 +34,8 @@ training nothing is drawn: the whole calibration split is used, 1,000 examples o
 - *in rounds*: `cutjax.recover.gradually`: scoring what is left, cutting at most a
   quarter of it, compensating, and again; no training. Seconds are of all rounds so far.
 - *distilled*: the better of both by validation data, then learns the parent's answers
-  to the training images, without labels, tasks balanced by uncertainty; on Morpho after
-  `recover.settle`, the rows of the cards and scenes are older than that.
+  to the training images, without labels, tasks balanced by uncertainty, after
+  `recover.settle`.
 - *fine-tuned*: after that a tenth of the parent's training steps, with labels too;
   BatchNorm's statistics stay, the best of start and end by validation data.
 
