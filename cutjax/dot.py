@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any, NamedTuple
 
+from cutjax.unify import WINDOW
+
 FREE, PINNED, EDGE = "#dbe9f6", "#eeeeee", "#7a8aa0"
 _WIDTH, _HEIGHT, _GAP = 150, 38, 44  # of a box, and between columns, in pixels
 
@@ -14,6 +16,11 @@ class Arrow(NamedTuple):
     source: str
     target: str
     by: tuple[str, ...]
+
+
+def listed(graph: Any) -> list[Any]:
+    """All groups but the windows of convolutions, of which nobody expects channels."""
+    return [g for g in graph.groups if not (g.pinned or "").startswith(WINDOW)]
 
 
 def arrows(graph: Any) -> tuple[Arrow, ...]:
@@ -29,7 +36,7 @@ def arrows(graph: Any) -> tuple[Arrow, ...]:
 def to_dot(graph: Any) -> str:
     """The graph in the DOT language: a box per group, an arrow per reader."""
     lines = ["digraph cutjax {", "  rankdir=LR;", "  node [shape=box, style=filled];"]
-    for group in graph.groups:
+    for group in listed(graph):
         look = f'fillcolor="{PINNED if group.pinned else FREE}"'
         more = f"\npinned: {group.pinned}" if group.pinned else ""
         label = _quoted(f"{group.name}\n{group.size} channels{more}")
@@ -71,7 +78,7 @@ def _spots(graph: Any, edges: tuple[Arrow, ...]) -> dict[str, tuple[int, int]]:
         column.setdefault(target, start + 1)
     taken: dict[int, int] = {}
     out = {}
-    for group in graph.groups:
+    for group in listed(graph):
         at = column.get(group.name, 0)
         row = taken[at] = taken.get(at, -1) + 1
         out[group.name] = (12 + at * (_WIDTH + _GAP), 30 + row * (_HEIGHT + 16))
@@ -101,7 +108,7 @@ def _curves(edges: tuple[Arrow, ...], spots: dict) -> Iterator[str]:
 
 
 def _boxes(graph: Any, spots: dict) -> Iterator[str]:
-    for group in graph.groups:
+    for group in listed(graph):
         x, y = spots[group.name]
         fill = PINNED if group.pinned else FREE
         said = f"{group.name}: " + (group.pinned or f"{group.size} channels")

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product, leaves
-from cutjax.dot import to_svg
+from cutjax.dot import listed, to_svg
 from cutjax.errors import KeepError, suggest
 
 
@@ -38,22 +38,22 @@ def _tasks(group: Any, graph: Any) -> str:
 def table(graph: Any) -> str:
     """One line per group: channels, tasks, name, members; pinned groups say why."""
     cost = graph.cost()
-    free = graph.free
+    free, groups = graph.free, listed(graph)
     head = (
         f"{len(free)} groups to cut ({sum(g.size for g in free)} channels), "
-        f"{len(graph.groups) - len(free)} pinned; tasks: {', '.join(graph.tasks)}; "
+        f"{len(groups) - len(free)} pinned; tasks: {', '.join(graph.tasks)}; "
         f"{cost.params:,} parameters, of which {100 * graph.prunable:.0f} % can go, "
         f"{cost.flops / 1e6:,.1f} MFLOPs for {_inputs(graph)}"
     )
-    width = max((len(g.name) for g in graph.groups), default=4)
-    reach = max((len(_tasks(g, graph)) for g in graph.groups), default=4)
+    width = max((len(g.name) for g in groups), default=4)
+    reach = max((len(_tasks(g, graph)) for g in groups), default=4)
     rows = [f"{'size':>5}  {'group':<{width}}  {'tasks':<{reach}}  members"]
-    for g in graph.groups:
+    for g in groups:
         what = f"pinned: {g.pinned}" if g.pinned else _places(g)
         mark = " *" if g.notes and not g.pinned else ""
         tasks = _tasks(g, graph)
         rows.append(f"{g.size:>5}  {g.name:<{width}}  {tasks:<{reach}}  {what}{mark}")
-    if any(g.notes and not g.pinned for g in graph.groups):
+    if any(g.notes and not g.pinned for g in groups):
         rows.append("* a mean runs over these channels; see graph.explain(name)")
     return "\n".join([head, *rows])
 
@@ -142,11 +142,11 @@ MOST_BOXES = 80
 def html(graph: Any) -> str:
     """What a notebook shows: the head line, a table, and the picture."""
     head, *_ = table(graph).splitlines()
-    cells = "".join(_row(group, graph) for group in graph.groups)
+    cells = "".join(_row(group, graph) for group in listed(graph))
     names = "".join(f"<th>{n}</th>" for n in ("channels", "group", "tasks", "lives in"))
     picture = (
         f'<div style="overflow-x:auto">{to_svg(graph)}</div>'
-        if len(graph.groups) <= MOST_BOXES
+        if len(listed(graph)) <= MOST_BOXES
         else "<p>too many groups for a picture; see <code>graph.to_dot()</code></p>"
     )
     return (

@@ -16,8 +16,9 @@ from laws.tools import graph_of
 from nets import NETS
 
 import cutjax as cj
-from cutjax.dot import arrows, to_svg
+from cutjax.dot import arrows, listed, to_svg
 from cutjax.errors import KeepError
+from cutjax.unify import WINDOW
 
 HERE = "test_explain.py"
 
@@ -169,14 +170,14 @@ def test_names_with_quotes_are_escaped() -> None:
 def test_a_notebook_shows_a_table_and_a_picture(name: str) -> None:
     graph = graph_of(CJ, NETS[name]())
     page = graph._repr_html_()
-    assert page.count("<tr") == len(graph.groups) + 1
+    assert page.count("<tr") == len(listed(graph)) + 1
     svg = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
     space = "{http://www.w3.org/2000/svg}"
     boxes = [
         tuple(float(box.get(key, "nan")) for key in ("x", "y", "width", "height"))
         for box in svg.iter(f"{space}rect")
     ]
-    assert len(boxes) == len(graph.groups)
+    assert len(boxes) == len(listed(graph))
     curves = [p for p in svg.iter(f"{space}path") if p.get("marker-end")]
     assert len(curves) == len(arrows(graph)) > 0
     for i, (x, y, w, h) in enumerate(boxes):
@@ -202,3 +203,13 @@ def test_a_keep_that_a_function_does_not_allow_names_the_line(graph: cj.Graph) -
     with pytest.raises(KeepError) as caught:
         cj.shrink(folded, graph, keep)(small, jnp.ones((2, 3)))
     assert line("# the fold") in str(caught.value)
+
+
+def test_windows_of_convolutions_are_explained_but_not_listed():
+    net = NETS["vgg"]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    windows = [g.name for g in graph.groups if (g.pinned or "").startswith(WINDOW)]
+    assert windows and all(WINDOW in graph.explain(name) for name in windows)
+    for text in (str(graph), graph._repr_html_(), graph.to_dot()):
+        assert WINDOW not in text
+        assert all(g.name in text for g in graph.groups if g.name not in windows)
