@@ -157,8 +157,11 @@ def varying_like(value: Any, other: Any) -> Any:
     return jax.lax.pcast(value, axes, to="varying") if axes else value
 
 
-QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
-"""Options for XLA on CPU to compile fast what runs once."""
+SELDOM: dict[str, Any] = {}
+"""Options for XLA on CPU to compile sooner what runs tens of times, no slower code."""
 
 if jaxlib.__version__.startswith("0.10."):  # 0.12 no longer knows it
-    QUICK["xla_cpu_use_fusion_emitters"] = False
+    SELDOM["xla_cpu_use_fusion_emitters"] = False
+
+QUICK = {**SELDOM, "xla_backend_optimization_level": 0}
+"""Options for XLA on CPU to compile fast what runs once."""

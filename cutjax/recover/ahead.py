@@ -38,7 +38,7 @@ def ahead(
     try:
         args = first
         for number, step in enumerate(steps):
-            lowered = jit(step, quick=quick).lower(*args)
+            lowered = jit(step, quick=quick, seldom=True).lower(*args)
             waiting.append(pool.submit(lowered.compile))
             args = following(number, args, lowered.out_info)
             if len(waiting) > AHEAD:
