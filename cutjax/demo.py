@@ -26,7 +26,7 @@ from cutjax.metrics import accuracy
 from cutjax.models import eval_apply, train_apply
 from cutjax.models.reference import train_reference
 from cutjax.plan import plan
-from cutjax.recover import compensate, finetune, settle, teach
+from cutjax.recover import compensate, finetune, teach
 from cutjax.saliency import joint, l1, random, taylor
 from cutjax.shrink import cut, shrink
 from cutjax.trace import trace
@@ -164,12 +164,9 @@ def _distilled(job: Job, fitted: Model, taught: Split) -> Model:
     start = time.perf_counter()
     apply, data = fitted.apply, job.data.validation
     rows = np.random.default_rng(fitted.seed).permutation(len(taught.x))[:DISTILLED]
-    settled = settle(
-        apply, fitted.params, calibration(job, fitted.seed), progress=False
-    )
     params, _ = finetune(
         shrink(job.train_apply, job.graph, fitted.keep, fitted.tasks),
-        settled,
+        fitted.params,
         take(taught, rows),
         tasks=fitted.tasks,
         epochs=1,
