@@ -17,7 +17,8 @@ parameter changed by up to a fifth. Differences are relative to the largest valu
 output; one above 1e-5 is wrong.
 
 - *reordered*: the copy answers what the model answers. *found*: the share of channels
-  whose place `merge.align` finds, by weights, and by activations on two batches.
+  whose place `merge.align` finds, by weights, and by activations on two batches (what
+  never fires on a few rows cannot be told apart by them).
 - *merged*: all channels shared with the reordered copy, each in its place: both answer
   as before. *beside*: with nothing shared with the changed copy; where groups allow it
   also with one network having the shared side for itself.
