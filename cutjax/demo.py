@@ -1,9 +1,8 @@
 """The main job, end to end: a multi-task parent cut for two different subsets of tasks.
 
 Every recipe spends the same budget on the same parent; seeds draw the calibration
-scenes, the random channels and the order of fine-tuning. Calibration data choose and
-compensate, training data fine-tune, validation data pick the epoch; test data only
-measure.
+scenes, the random channels and the order of distillation. Calibration data choose and
+compensate, training data distil, without their labels; test data only measure.
 """
 
 import json
@@ -162,7 +161,6 @@ def _recipes(
 def _distilled(job: Job, fitted: Model, taught: Split) -> Model:
     """The full recipe: an epoch of distillation from the parent, without labels."""
     start = time.perf_counter()
-    apply, data = fitted.apply, job.data.validation
     rows = np.random.default_rng(fitted.seed).permutation(len(taught.x))[:DISTILLED]
     params, _ = finetune(
         shrink(job.train_apply, job.graph, fitted.keep, fitted.tasks),
@@ -171,7 +169,6 @@ def _distilled(job: Job, fitted: Model, taught: Split) -> Model:
         tasks=fitted.tasks,
         epochs=1,
         seed=fitted.seed,
-        evaluate=lambda params: accuracy(apply, params, data, tasks=fitted.tasks),
         progress=False,
     )
     seconds = fitted.seconds + time.perf_counter() - start
