@@ -71,9 +71,10 @@ def check_rows(name: str, read: Any = read_rows) -> None:
         (made,) = prog.evaluator.step(
             prog.frame, stop.index, reader.eqn, list(map(jnp.asarray, pair))
         )
-        for share, at in ((1, 0), (2, 1), (5, 7)):
+        for share, at in ((1, None), (1, 0), (2, 1), (5, 7)):
             wanted = max(stop.rows // share, 1)
-            sample = Sample(steps_for(reader, 1, wanted), at)
+            steps = steps_for(reader, 1, wanted)
+            sample = Sample() if at is None else Sample(steps, at)
             b = read(reader, jnp.asarray(data), kernel, stop.groups, sample)
             y = made_rows(reader, made, kernel, stop.groups, sample)
             np.testing.assert_allclose(b @ blocks, y, atol=2e-5)
@@ -279,8 +280,7 @@ def test_every_group_of_a_grouped_convolution_has_its_own_fit():
     graph = cj.trace(apply, p, x)
     (name,) = [g.name for g in graph.free if g.size == 4]
     keep = {name: off(4, 2)}
-    options = {"damping": 1e-3, "rows": 1000, **QUIET}
-    got, (*_, fit) = cj.compensate(apply, p, graph, keep, [x], **options)
+    got, (*_, fit) = cj.compensate(apply, p, graph, keep, [x], damping=1e-3, **QUIET)
     h = np.tanh(x.astype(np.float64) @ p["a"]).reshape(-1, 3, 4)
     for g in range(3):
         kernel = p["b"][0, 0, :, 2 * g : 2 * g + 2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .table import NAN, machine
+from .table import NAN, Checked, machine
 
 INTRO = """# Models that nobody here wrote: merged and refitted
 
@@ -33,13 +33,9 @@ output; one above 1e-5 is wrong.
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table; `status` and `reason` as in `table.Row`."""
+class Row(Checked):
+    """One line of the table."""
 
-    name: str
-    package: str
-    status: str = "right"
-    reason: str = ""
     reordered: float = NAN
     weights: float = NAN
     activations: float = NAN
@@ -50,11 +46,6 @@ class Row:
     readers: int = 0
     cut: float = NAN
     refitted: float = NAN
-
-    @property
-    def said(self) -> str:
-        """Why there is no number."""
-        return f"{self.status}: {self.reason}"
 
 
 def page(rows: Sequence[Row], seconds: float) -> str:

@@ -16,8 +16,8 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table.
+class Checked:
+    """A model that was looked at.
 
     `status` is "right", "refused" (by cutjax, with a reason), "absent" (its package is
     not there, or fails by itself) or "wrong" (a wrong result, or a crash).
@@ -27,6 +27,17 @@ class Row:
     package: str
     status: str = "right"
     reason: str = ""
+
+    @property
+    def said(self) -> str:
+        """Why there is no number."""
+        return f"{self.status}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Row(Checked):
+    """One line of the table."""
+
     groups: int = 0
     channels: int = 0
     pinned: int = 0
@@ -36,11 +47,6 @@ class Row:
     masked: float = NAN
     narrow: float = NAN
     oracle: str = "no narrow class"
-
-    @property
-    def said(self) -> str:
-        """Why there is no number."""
-        return f"{self.status}: {self.reason}"
 
 
 INTRO = """# Models that nobody here wrote
