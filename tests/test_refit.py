@@ -292,14 +292,16 @@ def test_every_group_of_a_grouped_convolution_has_its_own_fit():
     assert fit.features == 3
 
 
-@pytest.mark.parametrize("name", ["mobilenet", "stacked_layers", "albert", "moe_top2"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet", "stacked_layers", "albert", "moe_top2", "decoder"]
+)
 def test_special_readers_come_closer_to_the_parent(name):
     """Depthwise kernels, layers stacked for a scan, weights that are read twice."""
     net = NETS[name]()
     graph = cj.trace(net.apply, net.params, *net.inputs)
     keep = random_keep(graph, 2, 0.7)
     data = [batch_of(net, i) for i in range(3)]
-    if name in ("moe_top2", "albert"):
+    if name in ("moe_top2", "albert", "decoder"):
         data = [(net.inputs, None)] * 2
     fitted, fits = cj.compensate(net.apply, net.params, graph, keep, data, **QUIET)
     small, as_cut = cj.cut(net.apply, net.params, graph, keep)
@@ -338,18 +340,73 @@ def test_tied_weights_are_fitted_to_all_their_readers_at_once():
     assert sorted(f.path for f in fits)[-2:] == ["out", "w"]
 
 
-def test_a_head_that_is_also_the_embedding_stays_as_it_is():
-    def apply(p, tokens):
-        return jnp.tanh(p["table"][tokens] @ p["mix"]) @ p["table"].T
+def tied_head() -> tuple[Any, Any]:
+    """An embedding, a linear block on a skip, the embedding as head; and tokens."""
+    p = {"table": normal(0, 11, 6), "mix": normal(1, 6, 6), "bias": normal(2, 11)}
+    # What is cut is nearly a sum of what stays.
+    p["table"][:, 1] = p["table"] @ np.float32([1, 0.1, -0.5, 1, 0.5, 0])
+    return p, np.random.default_rng(2).integers(0, 11, (40, 5))
 
-    p = {"table": normal(0, 11, 6), "mix": normal(1, 6, 6)}
+
+def hidden(p: Any, tokens: Any) -> jax.Array:
+    x = p["table"][tokens]
+    return x + x @ p["mix"]
+
+
+def test_a_head_that_is_also_the_embedding_is_fitted_as_both():
+    def apply(p, tokens):
+        return hidden(p, tokens) @ p["table"].T + p["bias"]
+
+    p, tokens = tied_head()
+    graph = cj.trace(apply, p, tokens)
+    (k,) = (keep := {"table:1": off(6, 1)}).values()
+    got, fits = cj.compensate(apply, p, graph, keep, [tokens], damping=1e-2, **QUIET)
+    e, mix = p["table"].astype(np.float64)[tokens.ravel()], p["mix"][k][:, k]
+    made = (e @ p["mix"])[:, k]
+    # The head, as it stands while the embedding is as cut.
+    h = e[:, k] @ (np.eye(5) + ridge(e[:, k], made, mix, 1e-2))
+    y = (e + e @ p["mix"]) @ p["table"].T
+    about = h - h.mean(0), y - y.mean(0)
+    table = ridge(*about, p["table"][:, k].T, 1e-2).T
+    np.testing.assert_allclose(got["table"], table, atol=1e-3)
+    shift = p["bias"] + y.mean(0) - h.mean(0) @ table.T
+    np.testing.assert_allclose(got["bias"], shift, atol=1e-3)
+    # What reads the embedding is fitted to what is looked up now.
+    looked = table[tokens.ravel()]
+    want = ridge(looked, made + e[:, k] - looked, mix, 1e-2)
+    np.testing.assert_allclose(got["mix"], want, atol=1e-3)
+    assert [f.path for f in fits] == ["table", "mix"]
+
+
+def test_an_embedding_that_is_worth_more_than_the_head_stays_as_cut():
+    def apply(p, tokens):
+        head = hidden(p, tokens) @ p["table"].T
+        return {"head": head, "seen": jnp.sin(30 * p["table"][tokens]).sum(-1)}
+
+    p, tokens = tied_head()
+    graph = cj.trace(apply, p, tokens)
+    keep = {"table:1": off(6, 1)}
+    got, fits = cj.compensate(apply, p, graph, keep, [tokens], **QUIET)
+    np.testing.assert_array_equal(got["table"], p["table"][:, keep["table:1"]])
+    assert [f.path for f in fits] == ["mix"]
+    # The saboteur: where nothing else is made of it, the head's fit is taken.
+    options = {"tasks": "head", **QUIET}
+    _, fits = cj.compensate(apply, p, graph, keep, [tokens], **options)
+    assert [f.path for f in fits] == ["table", "mix"]
+
+
+def test_an_embedding_that_keeps_its_width_stays_as_it_is():
+    def apply(p, tokens):
+        x = p["table"][tokens]
+        return (x + jnp.tanh(x @ p["up"]) @ p["down"]) @ p["table"].T
+
+    p = {"table": normal(0, 11, 6), "up": normal(1, 6, 9), "down": normal(2, 9, 6)}
     tokens = np.random.default_rng(2).integers(0, 11, (16, 5))
     graph = cj.trace(apply, p, tokens)
-    name = graph.free[0].name
-    keep = {name: off(6, 1)}
+    keep = {"up:1": off(9, 3, 4)}
     got, fits = cj.compensate(apply, p, graph, keep, [tokens], **QUIET)
-    np.testing.assert_array_equal(got["table"], p["table"][:, keep[name]])
-    assert [f.path for f in fits] == ["mix"]
+    np.testing.assert_array_equal(got["table"], p["table"])
+    assert [f.path for f in fits] == ["up", "down"]
 
 
 # Statistics. -------------------------------------------------------------------------

@@ -38,8 +38,10 @@ def compensate(
 
     Memory: what is alive of all batches at one place of the network, of parent and
     child (some activations, never all), and the moments of one reader, features^2. At
-    the end the outputs are compared: should refitting have made them worse on the
-    calibration data, the parameters are returned as cut, with a warning.
+    the end the outputs are compared, of as many batches as make 2^27 numbers: should
+    refitting have made them worse on the calibration data, the parameters are returned
+    as cut, with a warning. Weights that serve in several places, as an embedding that
+    is a head too, take a second walk, and stay as cut if it brings nothing.
 
     Args:
         apply: the full function.

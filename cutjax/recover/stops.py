@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from cutjax._compat import primitive
 from cutjax.recover.follow import Reach, bias_of, reach_of
 from cutjax.recover.products import Inner, inner_of
 from cutjax.recover.program import Program, positions, terminals
@@ -18,6 +19,9 @@ from cutjax.recover.rows import (
     rows_of,
 )
 from cutjax.resize import Reader
+from cutjax.rules.base import shape_of
+
+GATHER = primitive("gather")
 
 
 class Stop(NamedTuple):
@@ -27,7 +31,8 @@ class Stop(NamedTuple):
     kernel in it. `bias`: path and positions of what shifts its result, if there is one.
     `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch.
     `inner`: the product that what it makes enters, where a part of the width goes.
-    `tied`: index of the first reader of the same weights, where there are several.
+    `tied`: index of the first reader of the same weights, where they serve in several
+    places: more than one reader, or a table that is looked up too.
     """
 
     index: int
@@ -57,7 +62,8 @@ class Stop(NamedTuple):
 def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
     """All readers, in order, whose kernel nothing else uses; nothing empty.
 
-    Several readers of the very same matrix are tied: they get one kernel.
+    Several readers of the very same matrix are tied: they get one kernel. A kernel may
+    also be a table that rows are looked up in, as embeddings that are a head too.
 
     Args:
         prog: the program.
@@ -69,10 +75,24 @@ def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
     for index, number in kernels.items():
         if number is not None:
             of_param.setdefault(number, set()).add(index)
-    free = {n for n, readers in of_param.items() if terminals(prog, n) == readers}
+    rest = {n: terminals(prog, n) - readers for n, readers in of_param.items()}
+    free = {n for n, others in rest.items() if all(_looks_up(prog, i) for i in others)}
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
+    # A table that is whole stays as it is: what it looks up is right.
+    free -= {n for n in free if rest[n] and shapes[prog.paths[n]] == _full(prog, n)}
     stops = [_stop(prog, i, shapes) for i, n in kernels.items() if n in free]
-    return _shared(_own_bias(prog, [stop for stop in stops if stop is not None]))
+    tables = {prog.paths[n] for n in free if rest[n]}
+    found = _own_bias(prog, [stop for stop in stops if stop is not None])
+    return _shared([s._replace(tied=s.index) if s.path in tables else s for s in found])
+
+
+def _full(prog: Program, number: int) -> tuple[int, ...]:
+    return shape_of(prog.frame.jaxpr.invars[number])
+
+
+def _looks_up(prog: Program, index: int) -> bool:
+    """Whether an equation takes rows out of a table; -1, an output, does not."""
+    return index >= 0 and prog.frame.jaxpr.eqns[index].primitive is GATHER
 
 
 def _stop(prog: Program, index: int, shapes: Mapping[str, Any]) -> Stop | None:

@@ -25,6 +25,11 @@ from cutjax.recover.stops import Stop, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
 
+JUDGED = 2**27
+"""Numbers of outputs that are kept, of parent and child each, to compare at the end."""
+
+ZERO = np.int32(0)
+
 WayOf = Callable[[Stop, int], Way]
 
 SMALL = 3e8
@@ -63,17 +68,19 @@ def recovered(
     parent = list(named_leaves(params).values())
     spread = sharding is not None
     job = Job(prog, ways, parent, inputs, damping, spread, progress, label)
-    child, fits = as_cut, []
-    if any(s.tied is not None for s in stops):
-        # Weights read in several places are fitted to all of them at once. That takes
-        # a walk of its own: what comes after them must see them as they will be.
-        child, fits = _tied(job, _walk(job, stops, as_cut).tied, as_cut)
+    done = _walk(job, stops, as_cut)
+    if done.tied:
+        # Weights that serve in several places are fitted to all of them at once. That
+        # takes a walk of its own: what comes after must see them as they will be.
+        child, fits = _tied(job, done.tied, as_cut)
         stops = tuple(s for s in stops if s.tied is None)
-    done = _walk(job, stops, child)
+        again = _walk(job, stops, child)
+        if _error(again.judged) <= _error(done.judged):
+            done = again._replace(fits=[*fits, *again.fits])
     child = _not_worse(job, as_cut, done)
     out = jax.tree.unflatten(graph.treedef, list(child.values()))
     absent = frozenset(graph.shapes) - used
-    return pruned(out, lambda name, _: name in absent), [*fits, *done.fits]
+    return pruned(out, lambda name, _: name in absent), done.fits
 
 
 class Job(NamedTuple):
@@ -93,12 +100,12 @@ class Job(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """A child refitted; what was measured at tied readers; pairs of outputs."""
+    """A child refitted; what was measured at tied readers; outputs of some batches."""
 
     child: dict[str, Any]
     fits: list[Fit]
     tied: dict[int, tuple[Stop, Found, Pair]]
-    outputs: list[list[Pair]]
+    judged: dict[int, list[Pair]]
 
 
 def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
@@ -126,8 +133,18 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
         child = _written(child, stop, kernel, shift)
     last = next(steps)
     pair = Pair(job.parent, list(child.values()))
-    outputs = [last(pair, values, kernel, np.int32(0))[1] for values in alive]
-    return Walked(dict(child), fits, tied, outputs)
+    judged = {
+        at: [Pair(*map(np.asarray, p)) for p in last(pair, alive[at], kernel, ZERO)[1]]
+        for at in _judges(job, len(alive))
+    }
+    return Walked(dict(child), fits, tied, judged)
+
+
+def _judges(job: Job, batches: int) -> list[int]:
+    """The batches whose outputs are kept to compare: all, if that is little memory."""
+    each = sum(math.prod(shape_of(v)) for v in job.prog.frame.jaxpr.outvars)
+    number = min(max(JUDGED // max(each, 1), 1), batches)
+    return np.linspace(0, batches - 1, number).round().astype(int).tolist()
 
 
 def _steps(
@@ -166,8 +183,8 @@ def _tied(
     fits = []
     for stop, found, kernels in measured.values():
         way = job.ways[stop.index]
-        kernel, _, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
-        child = _written(child, stop, kernel, None)
+        kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
+        child = _written(child, stop, kernel, shift)
         _warn(fit, job.label)
         fits.append(fit)
     return dict(child), fits
@@ -181,11 +198,10 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
         quick=_small(job),
     )
     leaves = list(as_cut.values())
-    whole = sum(_squares(_numbers(pairs, 0)) for pairs in done.outputs)
-    after = _mean(sum(map(_wrong, done.outputs)), whole)
-    wrong = 0 * np.asarray(whole)
-    for x, pairs in zip(job.inputs, done.outputs, strict=True):
-        outs = zip(pairs, run(leaves, x), strict=True)
+    whole, after = _whole(done.judged), _error(done.judged)
+    wrong = 0 * whole
+    for at, pairs in done.judged.items():
+        outs = zip(pairs, run(leaves, job.inputs[at]), strict=True)
         wrong = wrong + _wrong([Pair(p.parent, out) for p, out in outs])
         # Errors only add up: a few batches mostly suffice to know.
         if after <= _mean(wrong, whole) * (1 + 1e-3) + 1e-9:
@@ -197,6 +213,16 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
         stacklevel=3,
     )
     return dict(as_cut)
+
+
+def _whole(judged: Mapping[int, list[Pair]]) -> Float[np.ndarray, " outputs"]:
+    return np.sum([_squares(_numbers(pairs, 0)) for pairs in judged.values()], 0)
+
+
+def _error(judged: Mapping[int, list[Pair]]) -> float:
+    """Of the refitted outputs; NaN is worst."""
+    error = _mean(np.sum([_wrong(p) for p in judged.values()], 0), _whole(judged))
+    return error if math.isfinite(error) else math.inf
 
 
 def _numbers(pairs: Sequence[Pair], side: int) -> list[np.ndarray]:
