@@ -349,7 +349,7 @@ def tied_head() -> tuple[Any, Any]:
 
 
 def hidden(p: Any, tokens: Any) -> jax.Array:
-    x = p["table"][tokens]
+    x = jnp.take(p["table"], tokens, axis=0)  # A call, as in `flax.linen.Embed`.
     return x + x @ p["mix"]
 
 

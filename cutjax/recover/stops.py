@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from cutjax._compat import primitive
 from cutjax.recover.follow import Reach, bias_of, reach_of
 from cutjax.recover.products import Inner, inner_of
 from cutjax.recover.program import Program, positions, terminals
@@ -21,8 +20,6 @@ from cutjax.recover.rows import (
 from cutjax.resize import Reader
 from cutjax.rules.base import shape_of
 
-GATHER = primitive("gather")
-
 
 class Stop(NamedTuple):
     """A reader to be refitted.
@@ -32,7 +29,7 @@ class Stop(NamedTuple):
     `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch.
     `inner`: the product that what it makes enters, where a part of the width goes.
     `tied`: index of the first reader of the same weights, where they serve in several
-    places: more than one reader, or a table that is looked up too.
+    places: more than one reader, or a reader and whatever else.
     """
 
     index: int
@@ -60,10 +57,10 @@ class Stop(NamedTuple):
 
 
 def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
-    """All readers, in order, whose kernel nothing else uses; nothing empty.
+    """All readers, in order; nothing empty.
 
-    Several readers of the very same matrix are tied: they get one kernel. A kernel may
-    also be a table that rows are looked up in, as embeddings that are a head too.
+    Several readers of the very same matrix are tied: they get one kernel. So is one of
+    a kernel that serves elsewhere too, as where rows of an embedding are looked up.
 
     Args:
         prog: the program.
@@ -75,24 +72,19 @@ def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
     for index, number in kernels.items():
         if number is not None:
             of_param.setdefault(number, set()).add(index)
-    rest = {n: terminals(prog, n) - readers for n, readers in of_param.items()}
-    free = {n for n, others in rest.items() if all(_looks_up(prog, i) for i in others)}
+    serve = {n for n, found in of_param.items() if terminals(prog, n) != found}
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
-    # A table that is whole stays as it is: what it looks up is right.
-    free -= {n for n in free if rest[n] and shapes[prog.paths[n]] == _full(prog, n)}
+    # What is whole stays as it is: elsewhere it is right.
+    whole = {n for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
+    free = of_param.keys() - whole
     stops = [_stop(prog, i, shapes) for i, n in kernels.items() if n in free]
-    tables = {prog.paths[n] for n in free if rest[n]}
     found = _own_bias(prog, [stop for stop in stops if stop is not None])
-    return _shared([s._replace(tied=s.index) if s.path in tables else s for s in found])
+    paths = {prog.paths[n] for n in serve}
+    return _shared([s._replace(tied=s.index) if s.path in paths else s for s in found])
 
 
 def _full(prog: Program, number: int) -> tuple[int, ...]:
     return shape_of(prog.frame.jaxpr.invars[number])
-
-
-def _looks_up(prog: Program, index: int) -> bool:
-    """Whether an equation takes rows out of a table; -1, an output, does not."""
-    return index >= 0 and prog.frame.jaxpr.eqns[index].primitive is GATHER
 
 
 def _stop(prog: Program, index: int, shapes: Mapping[str, Any]) -> Stop | None:
