@@ -81,8 +81,9 @@ def fit(
         batch_size: examples per step.
         seed: order of the examples.
         evaluate: `evaluate(params) -> {name: number}`, higher is better; the parameters
-            with the best mean are returned, the starting ones among the candidates.
-        patience: stop after so many epochs in a row that were not the best so far.
+            with the best mean are returned, the starting ones among the candidates; of
+            equals the latest, as validation is often too coarse to tell.
+        patience: stop after so many epochs in a row that were not better than before.
         accumulate: steps per update, by their mean gradient: what `batch_size` times as
             many examples would do, in the memory of one batch.
         dtype: compute in this type, `jnp.bfloat16`; parameters, optimiser, state and

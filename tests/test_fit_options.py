@@ -165,8 +165,9 @@ def test_patience_ends_a_run_that_does_not_improve(tmp_path):
     options = {"epochs": 9, "checkpoint": tmp_path}
     scores = [0, 5, 4, 5, 6, 1, 2]
     best, info = train(**options, patience=2, evaluate=scripted(scores[:4]))
-    assert info.best_epoch == 1 and [r["epoch"] for r in info.history] == [0, 1, 2, 3]
-    assert gap(best, train(epochs=1)[0]) == 0
+    # Epoch 3 is no better than epoch 1; of the two it is the one that is returned.
+    assert info.best_epoch == 3 and [r["epoch"] for r in info.history] == [0, 1, 2, 3]
+    assert gap(best, train(epochs=3)[0]) == 0
     # What is over stays over: nothing is evaluated, nothing trained.
     again, done = train(**options, patience=2, evaluate=scripted([]))
     assert done.resumed_from == 3 and done.history == info.history
@@ -175,6 +176,14 @@ def test_patience_ends_a_run_that_does_not_improve(tmp_path):
     more, info = train(**options, patience=3, evaluate=scripted([*scores[4:], 3]))
     assert info.best_epoch == 4 and len(info.history) == 8
     assert gap(more, train(epochs=4)[0]) == 0
+
+
+def test_a_run_may_be_evaluated_from_an_epoch_on(tmp_path):
+    train(epochs=2, checkpoint=tmp_path)
+    options = {"epochs": 5, "checkpoint": tmp_path, "patience": 1}
+    best, info = train(**options, evaluate=scripted([3, 2]))
+    assert info.best_epoch == 3 and len(info.history) == 5
+    assert gap(best, train(epochs=3)[0]) == 0
 
 
 @pytest.mark.parametrize("scan", [2, 5, 12, 100])

@@ -14,6 +14,9 @@ from cutjax.training.step import Moving
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 
+UNSCORED = -math.inf
+"""Of an epoch that nothing evaluated: any other is better."""
+
 
 class FitInfo(NamedTuple):
     """What happened during `fit`, for the person.
@@ -92,8 +95,17 @@ def train(
 
 
 def _weary(info: FitInfo, patience: int | None) -> bool:
-    epochs = info.history[-1]["epoch"] - info.best_epoch
-    return patience is not None and epochs >= patience
+    best = _best(info)
+    if patience is None or best == UNSCORED:
+        return False
+    # Of epochs as good as the best the last is returned; the first counts here.
+    first = next(r for r in info.history if r.get("mean") == best)
+    return info.history[-1]["epoch"] - first["epoch"] >= patience
+
+
+def _best(info: FitInfo) -> float:
+    best = next(r for r in info.history if r["epoch"] == info.best_epoch)
+    return best.get("mean", UNSCORED)
 
 
 def _epoch(
@@ -185,10 +197,10 @@ def _shown(moving: Moving) -> Any:
 def _judge(
     state: FitState, info: FitInfo, record: dict[str, Any], scored: bool
 ) -> tuple[FitState, FitInfo]:
-    best = next(r for r in info.history if r["epoch"] == info.best_epoch)
+    beaten = scored and record["mean"] < _best(info)
     seconds = info.seconds + record["seconds"]
     info = info._replace(history=[*info.history, record], seconds=seconds)
-    if scored and record["mean"] <= best["mean"]:
+    if beaten:
         return state, info
     best = _shown(state.moving)
     return state._replace(best=best), info._replace(best_epoch=record["epoch"])
