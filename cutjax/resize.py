@@ -163,11 +163,18 @@ class Evaluator:
 
     `hook(kept, reader, run, args)` stands around every equation that reads channels: it
     returns the outputs, calling `run` on operands of its choice. `flat` inlines calls
-    whose body reads channels, giving up their derivative rules.
+    whose body reads channels, giving up their derivative rules; `unroll` scans too
+    that do the same in every step.
     """
 
-    def __init__(self, kept: Kept, hook: Hook | None = None, flat: bool = False):
-        self.k, self.hook, self.flat = kept, hook, flat
+    def __init__(
+        self,
+        kept: Kept,
+        hook: Hook | None = None,
+        flat: bool = False,
+        unroll: bool = False,
+    ):
+        self.k, self.hook, self.flat, self.unroll = kept, hook, flat, unroll
         self._plain: dict[int, bool] = {}
         self._frozen: dict[str, np.ndarray] = {}
         self._alive: list[Any] = []
@@ -342,12 +349,12 @@ def _full_aval(axes: Axes, arg: Any) -> jax.ShapeDtypeStruct:
 
 
 def flattened(fn: Callable[..., list], avals: Sequence[Any]) -> Any:
-    """The jaxpr of `fn` with every nested call that reads channels inlined."""
+    """The jaxpr of `fn` with every call and scan that reads channels inlined."""
     walker = Walker("pin")
     ins = [
         Value(walker.solver.news(a.shape), data=True, param=i)
         for i, a in enumerate(avals)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*avals), ins)
-    evaluator = Evaluator(Kept(), flat=True)
+    evaluator = Evaluator(Kept(), flat=True, unroll=True)
     return jax.make_jaxpr(lambda *args: evaluator.run(frame, args))(*avals)

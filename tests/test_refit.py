@@ -42,10 +42,10 @@ from cutjax.recover.rows import (
     steps_for,
 )
 from cutjax.recover.stops import stops_of
+from cutjax.rules import control
 
 module = importlib.import_module("cutjax.recover.walk")
 QUIET: Any = {"progress": False}
-
 
 # Rows times kernel is what a reader makes, whatever the reader. ----------------------
 
@@ -293,10 +293,10 @@ def test_every_group_of_a_grouped_convolution_has_its_own_fit():
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet", "stacked_layers", "albert", "moe_top2", "decoder"]
+    "name", ["mobilenet", "stacked_layers", "albert", "moe_top2", "decoder", "lstm"]
 )
 def test_special_readers_come_closer_to_the_parent(name):
-    """Depthwise kernels, layers stacked for a scan, weights that are read twice."""
+    """Depthwise kernels, layers stacked for a scan, weights that are read often."""
     net = NETS[name]()
     graph = cj.trace(net.apply, net.params, *net.inputs)
     keep = random_keep(graph, 2, 0.7)
@@ -311,8 +311,8 @@ def test_special_readers_come_closer_to_the_parent(name):
     want = outputs(net.apply, net.params, x)
     before = error(outputs(small, as_cut, x), want)
     assert error(outputs(small, fitted, x), want) < 0.9 * before
-    stacked = {"stacked_layers": "blocks/up", "albert": "mlp1/kernel"}.get(name)
-    assert stacked is None or stacked in [f.path for f in fits]
+    looped = {"stacked_layers": "blocks/up", "lstm": "cell/kernel"}.get(name)
+    assert looped is None or looped in [f.path for f in fits]
 
 
 def test_tied_weights_are_fitted_to_all_their_readers_at_once():
@@ -327,17 +327,59 @@ def test_tied_weights_are_fitted_to_all_their_readers_at_once():
     k = keep["a:1"]
     got, fits = cj.compensate(apply, p, graph, keep, [x], damping=1e-2, **QUIET)
     h = np.tanh(x.astype(np.float64) @ p["a"])
-    w = p["w"][k][:, k]
-    reads = [h[:, k], np.tanh(h[:, k] @ w)]
-    makes = [(h @ p["w"])[:, k], (np.tanh(h @ p["w"]) @ p["w"])[:, k]]
-    want = ridge(np.concatenate(reads), np.concatenate(makes), w, 1e-2)
+    then = np.tanh(h @ p["w"])
+    makes = np.concatenate([(h @ p["w"])[:, k], (then @ p["w"])[:, k]])
+    # First beside what the parent reads, then to what the child reads with that.
+    reads = np.concatenate([h[:, k], then[:, k]])
+    once = ridge(reads, makes, p["w"][k][:, k], 1e-2)
+    reads = np.concatenate([h[:, k], np.tanh(h[:, k] @ once)])
+    want = ridge(reads, makes, once, 1e-2)
     np.testing.assert_allclose(got["w"], want, atol=1e-3)
     # What comes after them is fitted to what they make now.
     mine = np.tanh(np.tanh(h[:, k] @ want) @ want)
-    theirs = np.tanh(np.tanh(h @ p["w"]) @ p["w"])
-    out = ridge(mine, theirs @ p["out"], p["out"][k], 1e-2)
+    out = ridge(mine, np.tanh(then @ p["w"]) @ p["out"], p["out"][k], 1e-2)
     np.testing.assert_allclose(got["out"], out, atol=1e-3)
     assert sorted(f.path for f in fits)[-2:] == ["out", "w"]
+
+
+def recurrent(p: Any, x: Any) -> jax.Array:
+    """A plain recurrence over six steps."""
+
+    def step(h, x):
+        h = jnp.tanh(x @ p["in"] + h @ p["again"] + p["bias"])
+        return h, h.sum()
+
+    start = jnp.zeros((len(x), len(p["bias"])))
+    h, _ = jax.lax.scan(step, start, x.swapaxes(0, 1))
+    return h @ p["out"]
+
+
+def check_recurrent() -> None:
+    """A state that goes the way of another one is made up for, in every step."""
+    sizes = {"in": (3, 8), "again": (8, 8), "bias": (8,), "out": (8, 2)}
+    p = {name: normal(i, *s) / 2 for i, (name, s) in enumerate(sizes.items())}
+    for name in ("in", "again", "bias"):
+        p[name][..., 5] = p[name][..., 2]
+    data = [normal(10 + i, 40, 6, 3) for i in range(3)]
+    graph = cj.trace(recurrent, p, data[0])
+    keep = {"in:1": off(8, 5)}
+    got, fits = cj.compensate(recurrent, p, graph, keep, data, damping=1e-6, **QUIET)
+    small, as_cut = cj.cut(recurrent, p, graph, keep)
+    x = normal(99, 9, 6, 3)
+    want = recurrent(p, x)
+    np.testing.assert_allclose(small(got, x), want, atol=1e-4)
+    assert np.abs(small(as_cut, x) - want).max() > 0.1
+    assert "again" in [fit.path for fit in fits]
+
+
+def test_a_recurrence_is_fitted_over_all_its_steps():
+    check_recurrent()
+
+
+def test_saboteur_a_recurrence_that_stays_a_loop(monkeypatch):
+    monkeypatch.setattr(control, "MOST_STEPS", 5)
+    with pytest.raises(AssertionError):
+        check_recurrent()
 
 
 def tied_head() -> tuple[Any, Any]:

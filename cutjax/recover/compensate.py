@@ -40,8 +40,9 @@ def compensate(
     child (some activations, never all), and the moments of one reader, features^2. At
     the end the outputs are compared, of as many batches as make 2^27 numbers: should
     refitting have made them worse on the calibration data, the parameters are returned
-    as cut, with a warning. Weights that serve in several places, as an embedding that
-    is a head too, take a second walk, and stay as cut if it brings nothing.
+    as cut, with a warning. Weights that serve in several places take a second walk (an
+    embedding that is a head too) or a third (what a recurrence reads in every step, in
+    scans of up to 128), and stay as cut if that brings nothing.
 
     Args:
         apply: the full function.

@@ -28,8 +28,9 @@ class Pair(NamedTuple):
 class Seen(NamedTuple):
     """What a segment hands over at its reader.
 
-    `read` is the operand of the child; `made` what it should make of it; `kernels` a
-    pair, as they stand; `full` the operand of the parent.
+    `read` is the operand of the child (of one that is taught, what it should be);
+    `made` what it should make of it; `kernels` a pair, as they stand; `full` the
+    operand of the parent.
     """
 
     read: Any
@@ -125,7 +126,10 @@ def _seen(prog: Program, stop: Stop, parent: Mapping, child: Mapping) -> Seen:
     if stop.reach.other is not None:
         made = made + correction(prog, stop.reach, parent, child, made)
     kernels = Pair(read(parent, kernel), read(child, kernel))
-    return Seen(read(child, data), made, kernels, read(parent, data))
+    full, seen = read(parent, data), read(child, data)
+    if stop.taught:
+        seen = prog.evaluator.cut_const(full, prog.frame.read(data))
+    return Seen(seen, made, kernels, full)
 
 
 def correction(

@@ -29,7 +29,8 @@ class Stop(NamedTuple):
     `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch.
     `inner`: the product that what it makes enters, where a part of the width goes.
     `tied`: index of the first reader of the same weights, where they serve in several
-    places: more than one reader, or a reader and whatever else.
+    places: more than one reader, or a reader and whatever else. `taught`: whether it is
+    shown what the parent reads; the child would go astray with weights as cut.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Stop(NamedTuple):
     rows: int
     inner: Inner | None = None
     tied: int | None = None
+    taught: bool = False
 
     @property
     def at_kernel(self) -> int:
@@ -127,17 +129,18 @@ def _own_bias(prog: Program, stops: Sequence[Stop]) -> list[Stop]:
 
 def _shared(stops: Sequence[Stop]) -> tuple[Stop, ...]:
     """Those of one matrix tied; those that share only a part of it left out."""
-    out = []
+    by_path: dict[str, dict[Any, list[Stop]]] = {}
     for stop in stops:
-        others = [
-            s
-            for s in stops
-            if s is stop
-            or (s.path == stop.path and np.intersect1d(s.where, stop.where).size)
-        ]
-        if len(others) == 1:
-            out.append(stop)
-        elif all(np.array_equal(s.blocks, stop.blocks) for s in others):
+        same, blocks = by_path.setdefault(stop.path, {}), stop.blocks
+        same.setdefault((blocks.shape, blocks.tobytes()), []).append(stop)
+    out = []
+    for same in by_path.values():
+        places = [found[0].where.ravel() for found in same.values()]
+        times = np.bincount(np.concatenate(places))
+        for found, where in zip(same.values(), places, strict=True):
+            if times[where].max() > 1:
+                continue
             # One matrix for several targets has no intercept of its own.
-            out.append(stop._replace(tied=others[0].index, bias=None))
-    return tuple(out)
+            tied = {"tied": found[0].index, "bias": None, "taught": True}
+            out += [s._replace(**tied) for s in found] if len(found) > 1 else found
+    return tuple(sorted(out, key=lambda stop: stop.index))

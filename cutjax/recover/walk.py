@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
 from cutjax._jit import jit
@@ -16,7 +15,7 @@ from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.inputs import inputs_of
 from cutjax.mirror import named_leaves
-from cutjax.recover import normal
+from cutjax.recover import judge, normal
 from cutjax.recover.ahead import ahead
 from cutjax.recover.lockstep import Pair, passing, segment
 from cutjax.recover.program import Program, program
@@ -24,9 +23,6 @@ from cutjax.recover.refit import Fit, Found, Way, measure, refitted
 from cutjax.recover.stops import Stop, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
-
-JUDGED = 2**27
-"""Numbers of outputs that are kept, of parent and child each, to compare at the end."""
 
 ZERO = np.int32(0)
 
@@ -68,15 +64,7 @@ def recovered(
     parent = list(named_leaves(params).values())
     spread = sharding is not None
     job = Job(prog, ways, parent, inputs, damping, spread, progress, label)
-    done = _walk(job, stops, as_cut)
-    if done.tied:
-        # Weights that serve in several places are fitted to all of them at once. That
-        # takes a walk of its own: what comes after must see them as they will be.
-        child, fits = _tied(job, done.tied, as_cut)
-        stops = tuple(s for s in stops if s.tied is None)
-        again = _walk(job, stops, child)
-        if _error(again.judged) <= _error(done.judged):
-            done = again._replace(fits=[*fits, *again.fits])
+    done = _best(job, stops, as_cut)
     child = _not_worse(job, as_cut, done)
     out = jax.tree.unflatten(graph.treedef, list(child.values()))
     absent = frozenset(graph.shapes) - used
@@ -108,6 +96,31 @@ class Walked(NamedTuple):
     judged: dict[int, list[Pair]]
 
 
+def _best(job: Job, stops: Sequence[Stop], as_cut: Mapping[str, Any]) -> Walked:
+    """The best of some walks; of one, if nothing is tied.
+
+    Weights that serve in several places are fitted to all of them at once. That takes
+    a walk of its own: what comes after must see them as they will be. Those of several
+    readers are fitted twice, to what the parent reads and then to what the child reads:
+    with weights as cut a recurrence would be led astray.
+    """
+    best = done = _walk(job, stops, as_cut)
+    first: list[Fit] = []
+    again = [[s for s in stops if s.tied is None]] if done.tied else []
+    if any(s.taught for s in stops):
+        again.insert(0, [s._replace(taught=False) for s in stops])
+    for stops in again:
+        child, fits = _tied(job, done.tied, as_cut)
+        first = first or fits
+        done = _walk(job, stops, child)
+        pairs = zip(fits, first, strict=True)
+        tied = [fit._replace(before=old.before) for fit, old in pairs]
+        done = done._replace(fits=[*tied, *done.fits])
+        if judge.error(done.judged) <= judge.error(best.judged):
+            best = done
+    return best
+
+
 def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     """Refit reader after reader; those that are tied are only measured."""
     alive = [_start(job.prog, x) for x in job.inputs]
@@ -135,16 +148,9 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     pair = Pair(job.parent, list(child.values()))
     judged = {
         at: [Pair(*map(np.asarray, p)) for p in last(pair, alive[at], kernel, ZERO)[1]]
-        for at in _judges(job, len(alive))
+        for at in judge.which(job.prog, len(alive))
     }
     return Walked(dict(child), fits, tied, judged)
-
-
-def _judges(job: Job, batches: int) -> list[int]:
-    """The batches whose outputs are kept to compare: all, if that is little memory."""
-    each = sum(math.prod(shape_of(v)) for v in job.prog.frame.jaxpr.outvars)
-    number = min(max(JUDGED // max(each, 1), 1), batches)
-    return np.linspace(0, batches - 1, number).round().astype(int).tolist()
 
 
 def _steps(
@@ -198,50 +204,21 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
         quick=_small(job),
     )
     leaves = list(as_cut.values())
-    whole, after = _whole(done.judged), _error(done.judged)
+    whole, after = judge.whole(done.judged), judge.error(done.judged)
     wrong = 0 * whole
     for at, pairs in done.judged.items():
         outs = zip(pairs, run(leaves, job.inputs[at]), strict=True)
-        wrong = wrong + _wrong([Pair(p.parent, out) for p, out in outs])
+        wrong = wrong + judge.wrong([Pair(p.parent, out) for p, out in outs])
         # Errors only add up: a few batches mostly suffice to know.
-        if after <= _mean(wrong, whole) * (1 + 1e-3) + 1e-9:
+        if after <= judge.mean(wrong, whole) * (1 + 1e-3) + 1e-9:
             return done.child
     warnings.warn(
         f"{job.label}: refitting made the outputs worse on the calibration data (error "
-        f"{_mean(wrong, whole):.3g} before, {after:.3g} after); the parameters are "
-        "returned as cut",
+        f"{judge.mean(wrong, whole):.3g} before, {after:.3g} after); the parameters "
+        "are returned as cut",
         stacklevel=3,
     )
     return dict(as_cut)
-
-
-def _whole(judged: Mapping[int, list[Pair]]) -> Float[np.ndarray, " outputs"]:
-    return np.sum([_squares(_numbers(pairs, 0)) for pairs in judged.values()], 0)
-
-
-def _error(judged: Mapping[int, list[Pair]]) -> float:
-    """Of the refitted outputs; NaN is worst."""
-    error = _mean(np.sum([_wrong(p) for p in judged.values()], 0), _whole(judged))
-    return error if math.isfinite(error) else math.inf
-
-
-def _numbers(pairs: Sequence[Pair], side: int) -> list[np.ndarray]:
-    """One side's floating outputs, in double precision; indices, masks are left out."""
-    floats = [p for p in pairs if jnp.issubdtype(p.parent.dtype, jnp.floating)]
-    return [np.asarray(p[side], np.float64) for p in floats]
-
-
-def _squares(values: Iterable[np.ndarray]) -> Float[np.ndarray, " outputs"]:
-    return np.array([np.sum(np.square(v)) for v in values], np.float64)
-
-
-def _wrong(pairs: Sequence[Pair]) -> Float[np.ndarray, " outputs"]:
-    return _squares(map(np.subtract, _numbers(pairs, 1), _numbers(pairs, 0)))
-
-
-def _mean(wrong: Any, whole: Any) -> float:
-    """Squared error over squared answers, the mean over outputs."""
-    return float(np.mean(wrong / np.maximum(whole, 1e-30))) if np.size(whole) else 0.0
 
 
 def _inputs(

@@ -129,7 +129,8 @@ def _scan(ev, eqn, sub, ins, outs, args):
     consts, carried = scan_counts(eqn.params)
     fixed, init = args[:consts], args[consts : consts + carried]
     stacked = any(value.param is not None for value in ins[consts + carried :])
-    if ev.flat and stacked and eqn.params["length"] <= MOST_STEPS:
+    inline = ev.flat and (stacked or ev.unroll)
+    if inline and eqn.params["length"] <= MOST_STEPS:
         return _unrolled(ev, eqn, sub, args)
 
     def body(carry, xs):
@@ -146,7 +147,7 @@ def _scan(ev, eqn, sub, ins, outs, args):
 
 
 def _unrolled(ev, eqn, sub, args):
-    """Layers that were stacked to be scanned over, one after another."""
+    """Layers that were stacked to be scanned over, or steps, one after another."""
     consts, carried = scan_counts(eqn.params)
     carry, length = list(args[consts : consts + carried]), eqn.params["length"]
     steps = range(length)
