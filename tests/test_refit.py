@@ -31,6 +31,7 @@ import cutjax as cj
 from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal as least
+from cutjax.recover.apart import taken_apart
 from cutjax.recover.lockstep import segment
 from cutjax.recover.program import program
 from cutjax.recover.rows import (
@@ -380,6 +381,48 @@ def test_saboteur_a_recurrence_that_stays_a_loop(monkeypatch):
     monkeypatch.setattr(control, "MOST_STEPS", 5)
     with pytest.raises(AssertionError):
         check_recurrent()
+
+
+def test_kernels_that_are_put_together_are_fitted_each():
+    def apply(p, x):
+        return jnp.tanh(x @ p["in"]) @ jnp.concatenate([p["a"], p["b"]], 1)
+
+    sizes = {"in": (5, 8), "a": (8, 3), "b": (8, 4)}
+    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
+    x = normal(5, 60, 5)
+    keep = {"in:1": off(8, 2, 5)}
+    k, options = keep["in:1"], {"damping": 1e-2, **QUIET}
+    got, fits = cj.compensate(apply, p, cj.trace(apply, p, x), keep, [x], **options)
+    h = np.tanh(x.astype(np.float64) @ p["in"])
+    for name in ("a", "b"):
+        want = ridge(h[:, k], h @ p[name], p[name][k], 1e-2)
+        np.testing.assert_allclose(got[name], want, atol=1e-4)
+    assert [fit.path for fit in fits] == ["in", "a", "b"]
+
+
+KERNELS = {"a": normal(0, 3, 4, 5), "b": normal(1, 3, 4, 5), "c": normal(2, 3, 4, 2)}
+JOINED: dict[str, tuple[Any, int]] = {
+    "last": (lambda p, x: x @ jnp.concatenate([p["a"], p["c"]], 2), 2),
+    "first": (lambda p, x: jnp.concatenate([p["a"], p["b"]], 2).mT @ x.mT, 2),
+    "read": (lambda p, x: jnp.tile(x, 2) @ jnp.concatenate([p["a"], p["b"]], 1), 1),
+    "batch": (
+        lambda p, x: jnp.tile(x, (2, 1, 1)) @ jnp.concatenate([*p.values()][:2]),
+        1,
+    ),
+    "seen": (lambda p, x: (y := jnp.concatenate([p["a"], p["c"]], 2)).sum() + x @ y, 2),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_taking_kernels_apart_changes_no_result(name):
+    apply, products = JOINED[name]
+    x = normal(3, 3, 7, 4)
+    jaxpr = jax.make_jaxpr(apply)(KERNELS, x)
+    apart = taken_apart(jaxpr, len(KERNELS))
+    got = jax.core.eval_jaxpr(apart.jaxpr, apart.consts, *KERNELS.values(), x)
+    np.testing.assert_allclose(got[0], apply(KERNELS, x), atol=1e-5)
+    made = [eqn.primitive.name for eqn in apart.eqns]
+    assert made.count("dot_general") == products
 
 
 def tied_head() -> tuple[Any, Any]:

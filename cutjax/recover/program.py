@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from cutjax._compat import Literal, primitive
 from cutjax.graph import Graph
+from cutjax.recover.apart import taken_apart
 from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
 from cutjax.rules.base import Value
 from cutjax.unify import Var
@@ -74,7 +75,7 @@ def program(
         return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
-    jaxpr = flattened(flat, [*graph.shapes.values(), *given])
+    jaxpr = taken_apart(flattened(flat, [*graph.shapes.values(), *given]), n)
     walker, table = Walker(graph.on_unknown), {}
     ins = [
         Value(tuple(to_var(walker.solver, a, table) for a in axes), param=i)
