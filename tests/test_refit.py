@@ -419,7 +419,7 @@ def test_taking_kernels_apart_changes_no_result(name):
     x = normal(3, 3, 7, 4)
     jaxpr = jax.make_jaxpr(apply)(KERNELS, x)
     apart = taken_apart(jaxpr, len(KERNELS))
-    got = jax.core.eval_jaxpr(apart.jaxpr, apart.consts, *KERNELS.values(), x)
+    got = jax.extend.core.jaxpr_as_fun(apart)(*KERNELS.values(), x)
     np.testing.assert_allclose(got[0], apply(KERNELS, x), atol=1e-5)
     made = [eqn.primitive.name for eqn in apart.eqns]
     assert made.count("dot_general") == products

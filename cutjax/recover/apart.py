@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cutjax._compat import Literal, bind, primitive, scope_of
+from cutjax._compat import Literal, bind, open_jaxpr, primitive, scope_of
 
 JOIN, DOT = primitive("concatenate"), primitive("dot_general")
 TRANSPOSE = primitive("transpose")
@@ -29,14 +29,14 @@ def taken_apart(jaxpr: Any, number: int) -> Any:
         jaxpr: of a flat function.
         number: how many of its inputs, the first ones, are parameters.
     """
-    inner = jaxpr.jaxpr
+    inner, consts = open_jaxpr(jaxpr)
     kernels = _kernels(inner, number)
     if not kernels:
         return jaxpr
 
     def run(*args: Any) -> list[Any]:
         env = dict(zip(inner.invars, args, strict=True))
-        env.update(zip(inner.constvars, jaxpr.consts, strict=True))
+        env.update(zip(inner.constvars, consts, strict=True))
         parts: dict[Any, Parts] = {}
 
         def read(atom: Any) -> Any:
@@ -90,10 +90,8 @@ def _apart(eqn: Any, parts: Mapping[Any, Parts]) -> int | None:
     """Which operand of a product is put together along what the product makes."""
     contracted, batch = eqn.params["dimension_numbers"]
     for at, atom in enumerate(eqn.invars):
-        if (found := _held(parts, atom)) and found.axis not in (
-            *contracted[at],
-            *batch[at],
-        ):
+        found, taken = _held(parts, atom), (*contracted[at], *batch[at])
+        if found and found.axis not in taken:
             return at
     return None
 
