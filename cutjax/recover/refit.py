@@ -1,7 +1,8 @@
 """One reader refitted: which rows are taken, which fit is made, where it is written."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,16 @@ from cutjax.recover.program import Program
 from cutjax.recover.rows import (
     Sample,
     enough,
+    features_of,
     kernel_blocks,
     kernel_from,
+    made_axes,
     made_rows,
     read_rows,
     steps_for,
 )
 from cutjax.recover.stops import Stop
+from cutjax.rules.base import Value
 
 FEW = 1e-3
 """The least damping where there are fewer rows than features."""
@@ -33,7 +37,8 @@ JUDGES = 64
 class Fit(NamedTuple):
     """One reader: squared error over squared target, as cut and refitted.
 
-    `features` of a row, `rows` that were fitted to, `damping` of the ridge.
+    The target is what the reader should make, or, where it makes more than it reads
+    (and for wide windows), what the parent reads. `features` of a row, `rows` that were fitted to, `damping` of the ridge.
     """
 
     path: str
@@ -48,9 +53,10 @@ class Way(NamedTuple):
     """How a reader is refitted.
 
     `name`: "kernel" (every weight), "mixing" (one matrix of channels before the
-    parent's kernel, for all positions of a wide window), "rows" (every weight, from
-    the rows themselves: more features than their moments should have) or "scale" (one
-    number per channel made). `steps`: every how many rows are taken, as in `Sample`.
+    parent's kernel, for all positions of a wide window; for a dense layer that makes
+    more than it reads the same fit, of less), "rows" (every weight, from the rows
+    themselves: more features than their moments should have) or "scale" (one number
+    per channel made). `steps`: every how many rows are taken, as in `Sample`.
     """
 
     name: str
@@ -102,7 +108,22 @@ def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:
         return Way("mixing")
     wanted = most_features if wide else enough(stop.features, rows_each, stop.groups)
     steps = steps_for(stop.reader, batches, wanted)
-    return Way("rows" if wide else "kernel", steps)
+    if wide:
+        return Way("rows", steps)
+    return Way("mixing" if _makes_more(stop) else "kernel", steps)
+
+
+def _makes_more(stop: Stop) -> bool:
+    """Whether what the parent reads is fewer targets than what it makes of it.
+
+    Only where nothing else is asked of the reader, and where it is the only one.
+    """
+    alone = stop.tied in (None, stop.index) and not stop.taught
+    if is_conv(stop.reader) or stop.inner or stop.reach.other is not None or not alone:
+        return False
+    full = stop.reader.eqn.invars[stop.at_kernel].aval
+    blocks = kernel_blocks(stop.reader, stop.kernel)
+    return len(blocks) == 1 and blocks.shape[-1] > features_of(stop.reader, full)
 
 
 def scaling_of(stop: Stop, batches: int, rows: int) -> Way:
@@ -115,12 +136,16 @@ def measure(stop: Stop, way: Way) -> Callable[[Seen, Any], Any]:
 
     def of(seen: Seen, at: Any) -> Any:
         reader, kernel = stop.reader, seen.kernels.child
-        if way.name == "mixing":
+        mixing = way.name == "mixing"
+        if mixing and is_conv(reader):
             axes = channel_axes(reader, reader.site.at)
             b, y = rows(seen.read, axes)[None], rows(seen.full, axes)[None]
             return normal.moments(b, y)
         sample = Sample(way.steps, at)
         b = read_rows(reader, seen.read, kernel, stop.groups, sample)
+        if mixing:
+            y = read_rows(reader, seen.full, seen.kernels.parent, sample=sample)
+            return normal.moments(b, y)
         y = made_rows(reader, seen.made, kernel, stop.groups, sample)
         return normal.Rows(b, y) if way.name == "rows" else normal.moments(b, y)
 
@@ -147,7 +172,7 @@ def refitted(
     """
     mixing = way.name == "mixing"
     prior = _prior(prog, stop, kernels, mixing=mixing)
-    intercept = stop.bias is not None and not mixing
+    intercept = stop.bias is not None and not (mixing and is_conv(stop.reader))
     solve, error = _solvers(way, prior, intercept=intercept)
     whole = joined(found.fitting, found.aside)
     count = int(whole.read.shape[1] if isinstance(whole, normal.Rows) else whole.count)
@@ -161,10 +186,9 @@ def refitted(
     as_cut = Solution(prior, 0 * fit.shift)
     before, after = error(whole, as_cut), error(whole, fit)
     facts = Fit(stop.path, before, after, prior.shape[1], count, damping)
-    matrix = fit.kernel
     if mixing:
-        matrix = _mixed(prog, stop, kernels, matrix[0])
-    kernel = kernel_from(stop.reader, matrix, kernels.child, stop.groups)
+        fit = _mixed(prog, stop, kernels, fit)
+    kernel = kernel_from(stop.reader, fit.kernel, kernels.child, stop.groups)
     return kernel, fit.shift if intercept else None, facts
 
 
@@ -227,15 +251,23 @@ def _prior(prog: Program, stop: Stop, kernels: Any, *, mixing: bool) -> Any:
 
 
 def _stays(prog: Program, stop: Stop) -> np.ndarray:
-    (axis,) = channel_axes(stop.reader, stop.reader.site.at)
-    return prog.evaluator.k.mask(stop.reader.ins[stop.reader.site.at].dims[axis])
+    operand = stop.reader.ins[stop.reader.site.at]
+    return _mask(prog, operand, channel_axes(stop.reader, stop.reader.site.at))
 
 
-def _mixed(prog: Program, stop: Stop, kernels: Any, mix: np.ndarray) -> np.ndarray:
-    """The parent's kernel behind one mixing of channels, for all of the window."""
-    numbers = stop.reader.eqn.params["dimension_numbers"]
-    made = stop.reader.outs[0].dims[numbers.out_spec[1]]
+def _mask(prog: Program, value: Value, axes: Sequence[int]) -> np.ndarray:
+    """What is kept of some axes of a value, as one axis."""
+    masks = [prog.evaluator.k.mask(value.dims[axis]) for axis in axes]
+    return functools.reduce(np.logical_and.outer, masks).ravel()
+
+
+def _mixed(prog: Program, stop: Stop, kernels: Any, fit: Solution) -> Solution:
+    """The parent's kernel behind one mixing of what it reads, for all of a window."""
+    reader, (mix,) = stop.reader, fit.kernel
+    kept = _mask(prog, reader.outs[0], made_axes(reader, stop.kernel))
     parent = np.asarray(kernels.parent, np.float64)
-    blocks = kernel_blocks(stop.reader, parent)[:, :, prog.evaluator.k.mask(made)]
+    (blocks,) = kernel_blocks(reader, parent)[..., kept]
+    shift = fit.shift if is_conv(reader) else fit.shift @ blocks
     by_channel = blocks.reshape(mix.shape[1], -1, blocks.shape[-1])
-    return np.einsum("kc,cwm->kwm", mix, by_channel).reshape(1, -1, blocks.shape[-1])
+    mixed = np.tensordot(mix, by_channel, 1).reshape(1, -1, blocks.shape[-1])
+    return Solution(mixed, shift)
