@@ -6,16 +6,21 @@ caller learns what the child reads and what it should make, and hands back a new
 for the child. Every equation runs once per batch and network.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from cutjax._compat import Literal, bind
-from cutjax.recover.follow import Reach, demand
+from cutjax.recover.follow import Reach, demand, stepped
 from cutjax.recover.products import wanted
-from cutjax.recover.program import Program, read
+from cutjax.recover.program import Program, needs, read
 from cutjax.recover.stops import Stop
+from cutjax.rules.base import shape_of
+
+MUCH = 8
+"""Times as many numbers made as read, from which on they are not kept."""
 
 
 class Pair(NamedTuple):
@@ -58,17 +63,19 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
     last = number == len(stops)
     start = stops[number - 1].index if number else 0
     stop = len(eqns) if last else stops[number].index
-    after = _alive(prog, stops[number:])
+    after, aside = _alive(prog, stops[number:]), _aside(prog, start, stop)
 
     def run(params: Pair, alive: Mapping[int, Pair], kernel: Any) -> tuple:
         parent = _env(prog, params.parent, alive, 0)
         child = _env(prog, params.child, alive, 1)
-        # The parent is one equation ahead: it has made what the reader makes.
-        for index in range(start + 1 if number else 0, stop if last else stop + 1):
-            args = [read(parent, atom) for atom in eqns[index].invars]
-            outs = bind(eqns[index], args, eqns[index].params)
-            parent.update(zip(eqns[index].outvars, outs, strict=True))
+        for index in aside:
+            parent.update(_whole(prog, index, parent))
+            child.update(stepped(prog, index, child))
         first = stops[number - 1] if number else None
+        # The parent is one equation ahead: it has made what the reader makes.
+        ahead = first is not None and not _again(prog, first)
+        for index in range(start + ahead, stop if last else stop + 1):
+            parent.update(_whole(prog, index, parent))
         for index in range(start, stop):
             args = [read(child, atom) for atom in eqns[index].invars]
             if first and index == start:
@@ -80,11 +87,29 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
         ids = prog.numbers
         new = [v for v in after if None in alive.get(ids[v], (None,))]
         made = {ids[v]: Pair(parent.get(v), child.get(v)) for v in new}
-        (out,) = eqns[stop].outvars
-        made[ids[out]] = Pair(parent[out], None)
+        if not _again(prog, stops[number]):
+            (out,) = eqns[stop].outvars
+            made[ids[out]] = Pair(parent[out], None)
         return made, _seen(prog, stops[number], parent, child)
 
     return run
+
+
+def _whole(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What an equation makes at full size."""
+    eqn = prog.frame.jaxpr.eqns[index]
+    outs = bind(eqn, [read(env, atom) for atom in eqn.invars], eqn.params)
+    return dict(zip(eqn.outvars, outs, strict=True))
+
+
+def _again(prog: Program, stop: Stop) -> bool:
+    """Whether the parent makes a reader's result anew rather than keep it.
+
+    That of a head over many words, of all batches, is more than all else.
+    """
+    eqn = prog.frame.jaxpr.eqns[stop.index]
+    read, made = eqn.invars[stop.reader.site.at], eqn.outvars[0]
+    return math.prod(shape_of(made)) > MUCH * math.prod(shape_of(read))
 
 
 def passing(
@@ -174,14 +199,27 @@ def _env(
 
 
 def _alive(prog: Program, stops: Sequence[Stop]) -> list[Any]:
-    """Variables made before the first of these readers and needed from it on."""
+    """Data made before the first of these readers and needed from it on."""
     if not stops:
         return []
     jaxpr, stop = prog.frame.jaxpr, stops[0].index
-    fixed = set(jaxpr.invars[: len(prog.paths)]) | set(jaxpr.constvars)
     before = {v for eqn in jaxpr.eqns[:stop] for v in eqn.outvars} | set(jaxpr.invars)
+    data = {var for var in before if prog.frame.values[var].data}
     used = [atom for eqn in jaxpr.eqns[stop:] for atom in eqn.invars]
-    return list(dict.fromkeys(_variables([*used, *jaxpr.outvars], before - fixed)))
+    return list(dict.fromkeys(_variables([*used, *jaxpr.outvars], data)))
+
+
+def _aside(prog: Program, start: int, stop: int) -> list[int]:
+    """Equations before a segment that make what it needs of parameters alone.
+
+    They are the same for all batches: kept, there would be a copy with each.
+    """
+    jaxpr, values = prog.frame.jaxpr, prog.frame.values
+    used = [atom for eqn in jaxpr.eqns[start : stop + 1] for atom in eqn.invars]
+    if stop == len(jaxpr.eqns):
+        used += jaxpr.outvars
+    fixed = (a for a in used if not isinstance(a, Literal) and not values[a].data)
+    return [index for index in needs(prog, fixed) if index < start]
 
 
 def _variables(atoms: Iterable[Any], among: set) -> Iterable[Any]:

@@ -38,7 +38,8 @@ class Fit(NamedTuple):
     """One reader: squared error over squared target, as cut and refitted.
 
     The target is what the reader should make, or, where it makes more than it reads
-    (and for wide windows), what the parent reads. `features` of a row, `rows` that were fitted to, `damping` of the ridge.
+    (and for wide windows), what the parent reads. `features` of a row, `rows` that
+    were fitted to, `damping` of the ridge.
     """
 
     path: str

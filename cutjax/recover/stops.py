@@ -1,6 +1,6 @@
 """The readers of a program that can be refitted, and all that is to know about each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,18 +129,27 @@ def _own_bias(prog: Program, stops: Sequence[Stop]) -> list[Stop]:
 
 def _shared(stops: Sequence[Stop]) -> tuple[Stop, ...]:
     """Those of one matrix tied; those that share only a part of it left out."""
-    by_path: dict[str, dict[Any, list[Stop]]] = {}
+    by_path: dict[str, list[Stop]] = {}
     for stop in stops:
-        same, blocks = by_path.setdefault(stop.path, {}), stop.blocks
-        same.setdefault((blocks.shape, blocks.tobytes()), []).append(stop)
-    out = []
-    for same in by_path.values():
-        places = [found[0].where.ravel() for found in same.values()]
-        times = np.bincount(np.concatenate(places))
-        for found, where in zip(same.values(), places, strict=True):
-            if times[where].max() > 1:
-                continue
-            # One matrix for several targets has no intercept of its own.
-            tied = {"tied": found[0].index, "bias": None, "taught": True}
-            out += [s._replace(**tied) for s in found] if len(found) > 1 else found
+        by_path.setdefault(stop.path, []).append(stop)
+    out = [s for found in by_path.values() for s in _one_each(found)]
     return tuple(sorted(out, key=lambda stop: stop.index))
+
+
+def _one_each(stops: list[Stop]) -> Iterator[Stop]:
+    """Of the readers of one parameter."""
+    if len(stops) == 1:
+        yield from stops
+        return
+    same: dict[Any, list[Stop]] = {}
+    for stop in stops:
+        blocks = stop.blocks
+        same.setdefault((blocks.shape, blocks.tobytes()), []).append(stop)
+    places = [found[0].where.ravel() for found in same.values()]
+    times = np.bincount(np.concatenate(places))
+    for found, where in zip(same.values(), places, strict=True):
+        if times[where].max() > 1:
+            continue
+        # One matrix for several targets has no intercept of its own.
+        tied = {"tied": found[0].index, "bias": None, "taught": True}
+        yield from [s._replace(**tied) for s in found] if len(found) > 1 else found
