@@ -32,7 +32,7 @@ from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal as least
 from cutjax.recover.apart import taken_apart
-from cutjax.recover.lockstep import segment
+from cutjax.recover.lockstep import passing, segment
 from cutjax.recover.program import program
 from cutjax.recover.rows import (
     Sample,
@@ -673,6 +673,37 @@ def test_segments_end_with_the_outputs_of_both():
     for pair, out in zip(pairs, want, strict=True):
         np.testing.assert_allclose(pair.parent, out, atol=1e-6)
         np.testing.assert_allclose(pair.child, out, atol=1e-6)
+
+
+def test_what_waits_between_readers_is_data_and_no_wide_result():
+    """Tables turned over, and logits of all batches, would be most of all memory."""
+
+    def apply(p, tokens):
+        h = p["table"][tokens] @ p["mix"]
+        return jnp.tanh(h @ p["up"]) @ p["down"] @ p["table"].T
+
+    sizes = {"table": (60, 6), "mix": (6, 6), "up": (6, 12), "down": (12, 6)}
+    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
+    tokens = np.arange(10).reshape(2, 5)
+    graph, keep = cj.trace(apply, p, tokens), {"table:1": off(6, 2), "up:1": off(12, 3)}
+    prog = program(apply, graph, keep, (tokens,))
+    small, child = cj.cut(apply, p, graph, keep)
+    stops = stops_of(prog, named_leaves(child))
+    pair = module.Pair(jax.tree.leaves(p), jax.tree.leaves(child))
+    alive = module._start(prog, (tokens,))
+    kernel, held = None, []
+    for number in range(len(stops)):
+        made, seen = segment(prog, stops, number)(pair, alive, kernel)
+        alive = {**passing(prog, stops, number)(alive), **made}
+        kernel = seen.kernels.child
+        held.append(sorted(np.shape(v) for pair in alive.values() for v in pair[:1]))
+    row = (2, 5)
+    assert [stop.path for stop in stops] == ["mix", "up", "down", "table"]
+    assert held == [[(*row, 6)] * 2, [(*row, 6), (*row, 12)], [(*row, 6), (*row, 12)],
+                    [(*row, 6)]]  # fmt: skip
+    _, (out,) = segment(prog, stops, len(stops))(pair, alive, kernel)
+    np.testing.assert_allclose(out.parent, apply(p, tokens), rtol=1e-4)
+    np.testing.assert_allclose(out.child, small(child, tokens), rtol=1e-4)
 
 
 SHARDED = """
