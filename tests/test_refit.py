@@ -31,8 +31,7 @@ import cutjax as cj
 from cutjax.errors import DataError, MismatchError
 from cutjax.mirror import named_leaves
 from cutjax.recover import normal as least
-from cutjax.recover.apart import taken_apart
-from cutjax.recover.lockstep import passing, segment
+from cutjax.recover.lockstep import segment
 from cutjax.recover.program import program
 from cutjax.recover.rows import (
     Sample,
@@ -43,7 +42,6 @@ from cutjax.recover.rows import (
     steps_for,
 )
 from cutjax.recover.stops import stops_of
-from cutjax.rules import control
 
 module = importlib.import_module("cutjax.recover.walk")
 QUIET: Any = {"progress": False}
@@ -316,184 +314,6 @@ def test_special_readers_come_closer_to_the_parent(name):
     assert looped is None or looped in [f.path for f in fits]
 
 
-def test_tied_weights_are_fitted_to_all_their_readers_at_once():
-    def apply(p, x):
-        once = jnp.tanh(jnp.tanh(x @ p["a"]) @ p["w"])
-        return jnp.tanh(once @ p["w"]) @ p["out"]
-
-    p = {"a": normal(0, 5, 8), "w": normal(1, 8, 8) / 2, "out": normal(2, 8, 3)}
-    x = normal(3, 60, 5)
-    graph = cj.trace(apply, p, x)
-    keep = {"a:1": off(8, 2, 5)}
-    k = keep["a:1"]
-    got, fits = cj.compensate(apply, p, graph, keep, [x], damping=1e-2, **QUIET)
-    h = np.tanh(x.astype(np.float64) @ p["a"])
-    then = np.tanh(h @ p["w"])
-    makes = np.concatenate([(h @ p["w"])[:, k], (then @ p["w"])[:, k]])
-    # First beside what the parent reads, then to what the child reads with that.
-    reads = np.concatenate([h[:, k], then[:, k]])
-    once = ridge(reads, makes, p["w"][k][:, k], 1e-2)
-    reads = np.concatenate([h[:, k], np.tanh(h[:, k] @ once)])
-    want = ridge(reads, makes, once, 1e-2)
-    np.testing.assert_allclose(got["w"], want, atol=1e-3)
-    # What comes after them is fitted to what they make now.
-    mine = np.tanh(np.tanh(h[:, k] @ want) @ want)
-    out = ridge(mine, np.tanh(then @ p["w"]) @ p["out"], p["out"][k], 1e-2)
-    np.testing.assert_allclose(got["out"], out, atol=1e-3)
-    assert sorted(f.path for f in fits)[-2:] == ["out", "w"]
-
-
-def recurrent(p: Any, x: Any) -> jax.Array:
-    """A plain recurrence over six steps."""
-
-    def step(h, x):
-        h = jnp.tanh(x @ p["in"] + h @ p["again"] + p["bias"])
-        return h, h.sum()
-
-    start = jnp.zeros((len(x), len(p["bias"])))
-    h, _ = jax.lax.scan(step, start, x.swapaxes(0, 1))
-    return h @ p["out"]
-
-
-def check_recurrent() -> None:
-    """A state that goes the way of another one is made up for, in every step."""
-    sizes = {"in": (3, 8), "again": (8, 8), "bias": (8,), "out": (8, 2)}
-    p = {name: normal(i, *s) / 2 for i, (name, s) in enumerate(sizes.items())}
-    for name in ("in", "again", "bias"):
-        p[name][..., 5] = p[name][..., 2]
-    data = [normal(10 + i, 40, 6, 3) for i in range(3)]
-    graph = cj.trace(recurrent, p, data[0])
-    keep = {"in:1": off(8, 5)}
-    got, fits = cj.compensate(recurrent, p, graph, keep, data, damping=1e-6, **QUIET)
-    small, as_cut = cj.cut(recurrent, p, graph, keep)
-    x = normal(99, 9, 6, 3)
-    want = recurrent(p, x)
-    np.testing.assert_allclose(small(got, x), want, atol=1e-4)
-    assert np.abs(small(as_cut, x) - want).max() > 0.1
-    assert "again" in [fit.path for fit in fits]
-
-
-def test_a_recurrence_is_fitted_over_all_its_steps():
-    check_recurrent()
-
-
-def test_saboteur_a_recurrence_that_stays_a_loop(monkeypatch):
-    monkeypatch.setattr(control, "MOST_STEPS", 5)
-    with pytest.raises(AssertionError):
-        check_recurrent()
-
-
-def test_kernels_that_are_put_together_are_fitted_each():
-    def apply(p, x):
-        return jnp.tanh(x @ p["in"]) @ jnp.concatenate([p["a"], p["b"]], 1)
-
-    sizes = {"in": (5, 8), "a": (8, 3), "b": (8, 4)}
-    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
-    x = normal(5, 60, 5)
-    keep = {"in:1": off(8, 2, 5)}
-    k, options = keep["in:1"], {"damping": 1e-2, **QUIET}
-    got, fits = cj.compensate(apply, p, cj.trace(apply, p, x), keep, [x], **options)
-    h = np.tanh(x.astype(np.float64) @ p["in"])
-    for name in ("a", "b"):
-        want = ridge(h[:, k], h @ p[name], p[name][k], 1e-2)
-        np.testing.assert_allclose(got[name], want, atol=1e-4)
-    assert [fit.path for fit in fits] == ["in", "a", "b"]
-
-
-KERNELS = {"a": normal(0, 3, 4, 5), "b": normal(1, 3, 4, 5), "c": normal(2, 3, 4, 2)}
-JOINED: dict[str, tuple[Any, int]] = {
-    "last": (lambda p, x: x @ jnp.concatenate([p["a"], p["c"]], 2), 2),
-    "first": (lambda p, x: jnp.concatenate([p["a"], p["b"]], 2).mT @ x.mT, 2),
-    "read": (lambda p, x: jnp.tile(x, 2) @ jnp.concatenate([p["a"], p["b"]], 1), 1),
-    "batch": (
-        lambda p, x: jnp.tile(x, (2, 1, 1)) @ jnp.concatenate([*p.values()][:2]),
-        1,
-    ),
-    "seen": (lambda p, x: (y := jnp.concatenate([p["a"], p["c"]], 2)).sum() + x @ y, 2),
-}
-
-
-@pytest.mark.parametrize("name", JOINED)
-def test_taking_kernels_apart_changes_no_result(name):
-    apply, products = JOINED[name]
-    x = normal(3, 3, 7, 4)
-    jaxpr = jax.make_jaxpr(apply)(KERNELS, x)
-    apart = taken_apart(jaxpr, len(KERNELS))
-    got = jax.extend.core.jaxpr_as_fun(apart)(*KERNELS.values(), x)
-    np.testing.assert_allclose(got[0], apply(KERNELS, x), atol=1e-5)
-    made = [eqn.primitive.name for eqn in apart.eqns]
-    assert made.count("dot_general") == products
-
-
-def tied_head() -> tuple[Any, Any]:
-    """An embedding, a linear block on a skip, the embedding as head; and tokens."""
-    p = {"table": normal(0, 11, 6), "mix": normal(1, 6, 6), "bias": normal(2, 11)}
-    # What is cut is nearly a sum of what stays.
-    p["table"][:, 1] = p["table"] @ np.float32([1, 0.1, -0.5, 1, 0.5, 0])
-    return p, np.random.default_rng(2).integers(0, 11, (40, 5))
-
-
-def hidden(p: Any, tokens: Any) -> jax.Array:
-    x = jnp.take(p["table"], tokens, axis=0)  # A call, as in `flax.linen.Embed`.
-    return x + x @ p["mix"]
-
-
-def test_a_head_that_is_also_the_embedding_is_fitted_as_both():
-    def apply(p, tokens):
-        return hidden(p, tokens) @ p["table"].T + p["bias"]
-
-    p, tokens = tied_head()
-    graph = cj.trace(apply, p, tokens)
-    (k,) = (keep := {"table:1": off(6, 1)}).values()
-    got, fits = cj.compensate(apply, p, graph, keep, [tokens], damping=1e-2, **QUIET)
-    e, mix = p["table"].astype(np.float64)[tokens.ravel()], p["mix"][k][:, k]
-    made = (e @ p["mix"])[:, k]
-    # The head, as it stands while the embedding is as cut.
-    h = e[:, k] @ (np.eye(5) + ridge(e[:, k], made, mix, 1e-2))
-    y = (e + e @ p["mix"]) @ p["table"].T
-    about = h - h.mean(0), y - y.mean(0)
-    table = ridge(*about, p["table"][:, k].T, 1e-2).T
-    np.testing.assert_allclose(got["table"], table, atol=1e-3)
-    shift = p["bias"] + y.mean(0) - h.mean(0) @ table.T
-    np.testing.assert_allclose(got["bias"], shift, atol=1e-3)
-    # What reads the embedding is fitted to what is looked up now.
-    looked = table[tokens.ravel()]
-    want = ridge(looked, made + e[:, k] - looked, mix, 1e-2)
-    np.testing.assert_allclose(got["mix"], want, atol=1e-3)
-    assert [f.path for f in fits] == ["table", "mix"]
-
-
-def test_an_embedding_that_is_worth_more_than_the_head_stays_as_cut():
-    def apply(p, tokens):
-        head = hidden(p, tokens) @ p["table"].T
-        return {"head": head, "seen": jnp.sin(30 * p["table"][tokens]).sum(-1)}
-
-    p, tokens = tied_head()
-    graph = cj.trace(apply, p, tokens)
-    keep = {"table:1": off(6, 1)}
-    got, fits = cj.compensate(apply, p, graph, keep, [tokens], **QUIET)
-    np.testing.assert_array_equal(got["table"], p["table"][:, keep["table:1"]])
-    assert [f.path for f in fits] == ["mix"]
-    # The saboteur: where nothing else is made of it, the head's fit is taken.
-    options = {"tasks": "head", **QUIET}
-    _, fits = cj.compensate(apply, p, graph, keep, [tokens], **options)
-    assert [f.path for f in fits] == ["table", "mix"]
-
-
-def test_an_embedding_that_keeps_its_width_stays_as_it_is():
-    def apply(p, tokens):
-        x = p["table"][tokens]
-        return (x + jnp.tanh(x @ p["up"]) @ p["down"]) @ p["table"].T
-
-    p = {"table": normal(0, 11, 6), "up": normal(1, 6, 9), "down": normal(2, 9, 6)}
-    tokens = np.random.default_rng(2).integers(0, 11, (16, 5))
-    graph = cj.trace(apply, p, tokens)
-    keep = {"up:1": off(9, 3, 4)}
-    got, fits = cj.compensate(apply, p, graph, keep, [tokens], **QUIET)
-    np.testing.assert_array_equal(got["table"], p["table"])
-    assert [f.path for f in fits] == ["up", "down"]
-
-
 # Statistics. -------------------------------------------------------------------------
 
 
@@ -673,37 +493,6 @@ def test_segments_end_with_the_outputs_of_both():
     for pair, out in zip(pairs, want, strict=True):
         np.testing.assert_allclose(pair.parent, out, atol=1e-6)
         np.testing.assert_allclose(pair.child, out, atol=1e-6)
-
-
-def test_what_waits_between_readers_is_data_and_no_wide_result():
-    """Tables turned over, and logits of all batches, would be most of all memory."""
-
-    def apply(p, tokens):
-        h = p["table"][tokens] @ p["mix"]
-        return jnp.tanh(h @ p["up"]) @ p["down"] @ p["table"].T
-
-    sizes = {"table": (60, 6), "mix": (6, 6), "up": (6, 12), "down": (12, 6)}
-    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
-    tokens = np.arange(10).reshape(2, 5)
-    graph, keep = cj.trace(apply, p, tokens), {"table:1": off(6, 2), "up:1": off(12, 3)}
-    prog = program(apply, graph, keep, (tokens,))
-    small, child = cj.cut(apply, p, graph, keep)
-    stops = stops_of(prog, named_leaves(child))
-    pair = module.Pair(jax.tree.leaves(p), jax.tree.leaves(child))
-    alive = module._start(prog, (tokens,))
-    kernel, held = None, []
-    for number in range(len(stops)):
-        made, seen = segment(prog, stops, number)(pair, alive, kernel)
-        alive = {**passing(prog, stops, number)(alive), **made}
-        kernel = seen.kernels.child
-        held.append(sorted(np.shape(v) for pair in alive.values() for v in pair[:1]))
-    row = (2, 5)
-    assert [stop.path for stop in stops] == ["mix", "up", "down", "table"]
-    assert held == [[(*row, 6)] * 2, [(*row, 6), (*row, 12)], [(*row, 6), (*row, 12)],
-                    [(*row, 6)]]  # fmt: skip
-    _, (out,) = segment(prog, stops, len(stops))(pair, alive, kernel)
-    np.testing.assert_allclose(out.parent, apply(p, tokens), rtol=1e-4)
-    np.testing.assert_allclose(out.child, small(child, tokens), rtol=1e-4)
 
 
 SHARDED = """
