@@ -348,11 +348,17 @@ def _full_aval(axes: Axes, arg: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(a.size for a in axes), dtype)
 
 
-def flattened(fn: Callable[..., list], avals: Sequence[Any]) -> Any:
-    """The jaxpr of `fn` with every call and scan that reads channels inlined."""
+def flattened(fn: Callable[..., list], avals: Sequence[Any], number: int) -> Any:
+    """The jaxpr of `fn` with calls and short scans that read channels inlined.
+
+    Args:
+        fn: a function of flat arrays that returns a list of arrays.
+        avals: their shapes.
+        number: how many of them, the first ones, are parameters.
+    """
     walker = Walker("pin")
     ins = [
-        Value(walker.solver.news(a.shape), data=True, param=i)
+        Value(walker.solver.news(a.shape), data=True, param=i if i < number else None)
         for i, a in enumerate(avals)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*avals), ins)

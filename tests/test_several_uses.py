@@ -84,8 +84,10 @@ def test_a_recurrence_is_fitted_over_all_its_steps():
     check_recurrent()
 
 
-def test_saboteur_a_recurrence_that_stays_a_loop(monkeypatch):
-    monkeypatch.setattr(control, "MOST_STEPS", 5)
+@pytest.mark.parametrize(("name", "most"), [("MOST_STEPS", 5), ("MOST_READS", 17)])
+def test_saboteur_a_recurrence_that_stays_a_loop(name, most, monkeypatch):
+    """Six steps of two readings are too many."""
+    monkeypatch.setattr(control, name, most)
     with pytest.raises(AssertionError):
         check_recurrent()
 

@@ -41,8 +41,8 @@ def compensate(
     the end the outputs are compared, of as many batches as make 2^27 numbers: should
     refitting have made them worse on the calibration data, the parameters are returned
     as cut, with a warning. Weights that serve in several places take a second walk (an
-    embedding that is a head too) or a third (what a recurrence reads in every step, in
-    scans of up to 128), and stay as cut if that brings nothing.
+    embedding that is a head too) or a third (what a recurrence reads in every step, if
+    that is up to 128 steps and 1,024 readings), and stay as cut if it brings nothing.
 
     Args:
         apply: the full function.

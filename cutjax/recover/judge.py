@@ -30,8 +30,8 @@ def whole(judged: Mapping[int, list[Pair]]) -> Float[np.ndarray, " outputs"]:
 
 def error(judged: Mapping[int, list[Pair]]) -> float:
     """Of all that is kept; NaN is worst."""
-    error = mean(np.sum([wrong(p) for p in judged.values()], 0), whole(judged))
-    return error if math.isfinite(error) else math.inf
+    found = mean(np.sum([wrong(p) for p in judged.values()], 0), whole(judged))
+    return found if math.isfinite(found) else math.inf
 
 
 def _numbers(pairs: Sequence[Pair], side: int) -> list[np.ndarray]:

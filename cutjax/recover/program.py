@@ -75,7 +75,7 @@ def program(
         return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
-    jaxpr = taken_apart(flattened(flat, [*graph.shapes.values(), *given]), n)
+    jaxpr = taken_apart(flattened(flat, [*graph.shapes.values(), *given], n), n)
     walker, table = Walker(graph.on_unknown), {}
     ins = [
         Value(tuple(to_var(walker.solver, a, table) for a in axes), param=i)

@@ -121,16 +121,19 @@ def _custom_vjp(ev, eqn, sub, ins, outs, args):
 rule("custom_vjp_call", evaluate=_custom_vjp)(_call)
 
 
-MOST_STEPS = 128
-"""Longer scans stay loops in a flat program."""
+MOST_STEPS, MOST_READS = 128, 1024
+"""Longer scans stay loops in a flat program; those that do the same in every step also
+where their steps would read channels more often: each reading is compiled for itself.
+"""
 
 
 def _scan(ev, eqn, sub, ins, outs, args):
     consts, carried = scan_counts(eqn.params)
     fixed, init = args[:consts], args[consts : consts + carried]
     stacked = any(value.param is not None for value in ins[consts + carried :])
-    inline = ev.flat and (stacked or ev.unroll)
-    if inline and eqn.params["length"] <= MOST_STEPS:
+    steps = eqn.params["length"]
+    few = ev.unroll and steps * _reads(sub[0]) <= MOST_READS
+    if ev.flat and steps <= MOST_STEPS and (stacked or few):
         return _unrolled(ev, eqn, sub, args)
 
     def body(carry, xs):
@@ -144,6 +147,12 @@ def _scan(ev, eqn, sub, ins, outs, args):
         **{key: eqn.params[key] for key in ("length", "reverse", "unroll")},
     )
     return [*carry, *ys]
+
+
+def _reads(frame):
+    """How many equations of a frame read channels, nested ones included."""
+    inner = (sub for subs in frame.subs.values() for sub in subs)
+    return len(frame.sites) + sum(map(_reads, inner))
 
 
 def _unrolled(ev, eqn, sub, args):
