@@ -488,7 +488,7 @@ def test_segments_end_with_the_outputs_of_both():
     prog = program(net.apply, graph, {}, net.inputs)
     leaves = jax.tree.leaves(net.params)
     alive = module._start(prog, net.inputs)
-    _, pairs = segment(prog, (), 0)(module.Pair(leaves, leaves), alive, None)
+    _, pairs = segment(prog, (), 0)(module.Pair(leaves, leaves), alive)
     want = jax.tree.leaves(net.apply(net.params, *net.inputs))
     for pair, out in zip(pairs, want, strict=True):
         np.testing.assert_allclose(pair.parent, out, atol=1e-6)

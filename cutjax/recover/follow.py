@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cutjax._compat import Literal, primitive
+from cutjax._compat import Literal, bind, primitive
 from cutjax.recover.program import SAME, Program, needs, positions, read
 from cutjax.rules.base import shape_of
 
@@ -109,10 +109,17 @@ def _start(prog: Program, reach: Reach) -> Any:
 
 
 def stepped(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
-    """What an equation makes of what is known."""
+    """What an equation makes of what is known of the child."""
     eqn = prog.frame.jaxpr.eqns[index]
     args = [read(env, atom) for atom in eqn.invars]
     outs = prog.evaluator.step(prog.frame, index, eqn, args)
+    return dict(zip(eqn.outvars, outs, strict=True))
+
+
+def whole(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What an equation makes of what is known of the parent."""
+    eqn = prog.frame.jaxpr.eqns[index]
+    outs = bind(eqn, [read(env, atom) for atom in eqn.invars], eqn.params)
     return dict(zip(eqn.outvars, outs, strict=True))
 
 

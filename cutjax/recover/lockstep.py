@@ -2,8 +2,8 @@
 
 The flat program is cut at its readers. Each segment is one compiled function that takes
 the values still alive, of the parent and of the child, on to the next reader; there the
-caller learns what the child reads and what it should make, and hands back a new kernel
-for the child. Every equation runs once per batch and network.
+caller learns what the child reads and what it should make, and gives the child a new
+kernel. Every equation runs once per batch and network.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cutjax._compat import Literal, bind
-from cutjax.recover.follow import Reach, demand, stepped
+from cutjax._compat import Literal
+from cutjax.recover.follow import Reach, demand, stepped, whole
 from cutjax.recover.products import wanted
 from cutjax.recover.program import Program, needs, read
 from cutjax.recover.stops import Stop
@@ -53,11 +53,10 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
         number: which of them; one past the last goes on to the program's outputs.
 
     Returns:
-        `f(params, alive, kernel) -> (made, seen)`: `params` a pair of lists, `alive`
-        pairs of values by number, `kernel` the child's new kernel at the reader before
-        (None at the start). `made` are those pairs needed later that were not whole in
-        `alive`: what only passes through would be copied; see `passing`. After the last
-        reader `seen` are pairs of outputs.
+        `f(params, alive) -> (made, seen)`: `params` a pair of lists, the child's as
+        refitted so far, `alive` pairs of values by number. `made` are those pairs
+        needed later that were not whole in `alive`: what only passes through would be
+        copied; see `passing`. After the last reader `seen` are pairs of outputs.
     """
     eqns = prog.frame.jaxpr.eqns
     last = number == len(stops)
@@ -65,23 +64,18 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
     stop = len(eqns) if last else stops[number].index
     after, aside = _alive(prog, stops[number:]), _aside(prog, start, stop)
 
-    def run(params: Pair, alive: Mapping[int, Pair], kernel: Any) -> tuple:
+    def run(params: Pair, alive: Mapping[int, Pair]) -> tuple:
         parent = _env(prog, params.parent, alive, 0)
         child = _env(prog, params.child, alive, 1)
         for index in aside:
-            parent.update(_whole(prog, index, parent))
+            parent.update(whole(prog, index, parent))
             child.update(stepped(prog, index, child))
-        first = stops[number - 1] if number else None
         # The parent is one equation ahead: it has made what the reader makes.
-        ahead = first is not None and not _again(prog, first)
+        ahead = number > 0 and not _again(prog, stops[number - 1])
         for index in range(start + ahead, stop if last else stop + 1):
-            parent.update(_whole(prog, index, parent))
+            parent.update(whole(prog, index, parent))
         for index in range(start, stop):
-            args = [read(child, atom) for atom in eqns[index].invars]
-            if first and index == start:
-                args[1 - first.reader.site.at] = kernel
-            outs = prog.evaluator.step(prog.frame, index, eqns[index], args)
-            child.update(zip(eqns[index].outvars, outs, strict=True))
+            child.update(stepped(prog, index, child))
         if last:
             return {}, _outputs(prog, parent, child)
         ids = prog.numbers
@@ -93,13 +87,6 @@ def segment(prog: Program, stops: Sequence[Stop], number: int) -> Callable[..., 
         return made, _seen(prog, stops[number], parent, child)
 
     return run
-
-
-def _whole(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
-    """What an equation makes at full size."""
-    eqn = prog.frame.jaxpr.eqns[index]
-    outs = bind(eqn, [read(env, atom) for atom in eqn.invars], eqn.params)
-    return dict(zip(eqn.outvars, outs, strict=True))
 
 
 def _again(prog: Program, stop: Stop) -> bool:

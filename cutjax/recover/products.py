@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from cutjax._compat import bind, primitive
-from cutjax.recover.follow import ADD, DIV, MUL
-from cutjax.recover.program import MOVES, Program, needs, read
+from cutjax._compat import primitive
+from cutjax.recover.follow import ADD, DIV, MUL, whole
+from cutjax.recover.program import MOVES, Program, needs
 from cutjax.rules.base import shape_of
 from cutjax.unify import find, leaf_vars
 
@@ -113,9 +113,7 @@ def wanted(
     def operands(made: Any) -> tuple[Any, Any]:
         env = {**parent, out: made}
         for index in path:
-            args = [read(env, atom) for atom in eqns[index].invars]
-            outs = bind(eqns[index], args, eqns[index].params)
-            env.update(zip(eqns[index].outvars, outs, strict=True))
+            env.update(whole(prog, index, env))
         return env[eqn.invars[inner.at]], env[eqn.invars[1 - inner.at]]
 
     # The operand is a moved, scaled and shifted part of what is made: f^T f has the

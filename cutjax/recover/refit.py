@@ -122,9 +122,10 @@ def _makes_more(stop: Stop) -> bool:
     alone = stop.tied in (None, stop.index) and not stop.taught
     if is_conv(stop.reader) or stop.inner or stop.reach.other is not None or not alone:
         return False
+    _, (batch, _) = stop.reader.eqn.params["dimension_numbers"]
+    made = math.prod(stop.kernel.shape) // stop.features
     full = stop.reader.eqn.invars[stop.at_kernel].aval
-    blocks = kernel_blocks(stop.reader, stop.kernel)
-    return len(blocks) == 1 and blocks.shape[-1] > features_of(stop.reader, full)
+    return not batch and made > features_of(stop.reader, full)
 
 
 def scaling_of(stop: Stop, batches: int, rows: int) -> Way:

@@ -88,12 +88,14 @@ class Job(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """A child refitted; what was measured at tied readers; outputs of some batches."""
+    """A child refitted; what was measured at tied readers; outputs of some batches,
+    and how far they are from the parent's."""
 
     child: dict[str, Any]
     fits: list[Fit]
     tied: dict[int, tuple[Stop, Found, Pair]]
     judged: dict[int, list[Pair]]
+    error: float
 
 
 def _best(job: Job, stops: Sequence[Stop], as_cut: Mapping[str, Any]) -> Walked:
@@ -116,7 +118,7 @@ def _best(job: Job, stops: Sequence[Stop], as_cut: Mapping[str, Any]) -> Walked:
         pairs = zip(fits, first, strict=True)
         tied = [fit._replace(before=old.before) for fit, old in pairs]
         done = done._replace(fits=[*tied, *done.fits])
-        if judge.error(done.judged) <= judge.error(best.judged):
+        if done.error <= best.error:
             best = done
     return best
 
@@ -124,7 +126,7 @@ def _best(job: Job, stops: Sequence[Stop], as_cut: Mapping[str, Any]) -> Walked:
 def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     """Refit reader after reader; those that are tied are only measured."""
     alive = [_start(job.prog, x) for x in job.inputs]
-    kernel, fits = None, []
+    fits: list[Fit] = []
     tied: dict[int, tuple[Stop, Found, Pair]] = {}
     passes = [passing(job.prog, stops, n) for n in range(len(stops) + 1)]
     steps = _steps(job, stops, child, alive[0], passes)
@@ -132,13 +134,10 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     for number, (stop, step) in enumerate(zip(bar, steps, strict=False)):
         way = job.ways[stop.index]
         pair = Pair(job.parent, list(child.values()))
-        alive, found, kernels = _stream(
-            *(step, stop, pair, alive, kernel, passes[number])
-        )
+        alive, found, kernels = _stream(step, stop, pair, alive, passes[number])
         if stop.tied is not None:
             before = tied[stop.tied][1] if stop.tied in tied else Found()
             tied[stop.tied] = stop, before.joined(found), kernels
-            kernel = kernels.child
             continue
         kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
         _warn(fit, job.label)
@@ -147,10 +146,10 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     last = next(steps)
     pair = Pair(job.parent, list(child.values()))
     judged = {
-        at: [Pair(*map(np.asarray, p)) for p in last(pair, alive[at], kernel, ZERO)[1]]
+        at: [Pair(*map(np.asarray, p)) for p in last(pair, alive[at], ZERO)[1]]
         for at in judge.which(job.prog, len(alive))
     }
-    return Walked(dict(child), fits, tied, judged)
+    return Walked(dict(child), fits, tied, judged, judge.error(judged))
 
 
 def _steps(
@@ -168,12 +167,12 @@ def _steps(
     ]
     if job.spread:
         return map(jit, steps)
-    pair, at = Pair(job.parent, list(child.values())), np.int32(0)
+    pair = Pair(job.parent, list(child.values()))
 
     def following(number: int, args: tuple[Any, ...], shapes: Any) -> tuple[Any, ...]:
-        return pair, {**passes[number](args[1]), **shapes[0]}, shapes[2].child, at
+        return pair, {**passes[number](args[1]), **shapes[0]}, ZERO
 
-    return ahead(steps, (pair, alive, None, at), following, quick=_small(job))
+    return ahead(steps, (pair, alive, ZERO), following, quick=_small(job))
 
 
 def _small(job: Job) -> bool:
@@ -204,7 +203,7 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
         quick=_small(job),
     )
     leaves = list(as_cut.values())
-    whole, after = judge.whole(done.judged), judge.error(done.judged)
+    whole, after = judge.whole(done.judged), done.error
     wrong = 0 * whole
     for at, pairs in done.judged.items():
         outs = zip(pairs, run(leaves, job.inputs[at]), strict=True)
@@ -244,8 +243,8 @@ def _measured(run: Callable, measured: Callable | None) -> Callable:
     After the last reader, where nothing is measured, it returns the outputs.
     """
 
-    def step(params, alive, kernel, at):
-        left, seen = run(params, alive, kernel)
+    def step(params, alive, at):
+        left, seen = run(params, alive)
         if measured is None:
             return left, seen, Pair(None, None)
         return left, measured(seen, at), seen.kernels
@@ -254,7 +253,7 @@ def _measured(run: Callable, measured: Callable | None) -> Callable:
 
 
 def _stream(
-    step: Callable, stop: Stop, params: Pair, alive: list, kernel: Any, passes: Callable
+    step: Callable, stop: Stop, params: Pair, alive: list, passes: Callable
 ) -> tuple[list, Found, Any]:
     """Take every batch through a segment; what was alive before it is let go."""
     after, found = [], Found()
@@ -267,7 +266,7 @@ def _stream(
         at = len(after)
         values = alive.pop(0)
         start = np.int32(rng.integers(1 << 30))
-        made, part, kernels = step(params, values, kernel, start)
+        made, part, kernels = step(params, values, start)
         after.append({**passes(values), **made})
         if not normal.sound(part):
             raise DataError(
