@@ -131,7 +131,7 @@ def newest(folder: str | PathLike[str]) -> Json:
 
 def _check_run(path: Path, other: Json, run: Json) -> None:
     if other != run:
-        what = [k for k in run if other.get(k) != run[k]]
+        what = [k for k in {**run, **other} if other.get(k) != run.get(k)]
         raise ValueError(
             f"fit: the checkpoint {path} belongs to another run (different: "
             f"{', '.join(what)}); give another `checkpoint` directory, or delete "

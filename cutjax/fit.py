@@ -50,6 +50,7 @@ def fit(
     dtype: Any = None,
     ema: float | None = None,
     scan: int = 1,
+    augment: stepping.Augment | None = None,
     sharding: jax.sharding.Mesh | Sharding | None = None,
     checkpoint: str | PathLike[str] | None = None,
     save_every: int | float | None = None,
@@ -93,6 +94,9 @@ def fit(
             Under masks that change it still holds what an earlier mask let through.
         scan: steps per compiled call. More than one pays where a step is short; on CPU
             never with convolutions.
+        augment: `augment(key, x) -> x`, done to every batch within the compiled step;
+            the key depends only on `seed` and the step. Targets stay as they are; a
+            parent that is asked within the step (`finetune`) sees what was made.
         sharding: a mesh, or a `NamedSharding` of the examples: batches are divided, all
             else is repeated on every device.
         checkpoint: directory that keeps the run after each epoch, created if missing. A
@@ -143,19 +147,21 @@ def fit(
     steps = opt.check(options, data, given)
     where = mesh.layout(sharding, batch_size)
     params = jax.tree.map(jnp.asarray, params)
-    names = parts.state_names(train_apply, params, opt.batch(options, data))
+    x = opt.batch(batch_size, data, augment)
+    names = parts.state_names(train_apply, params, x)
     state = _begun(params, optimizer, names, options, opt_state)
     if where is not None:
         state = jax.device_put(state, where.whole)
     place, info, keep = rec.Place(), None, None
     if checkpoint is not None:
         begun = params if opt_state is None else (params, opt_state)
-        run = _resume.fingerprint(state, begun, data, **opt.course(options, names))
+        course = opt.course(options, names, augmented=augment is not None)
+        run = _resume.fingerprint(state, begun, data, **course)
         if found := _resume.load(checkpoint, run, state):
             place, info = _resumed(found[2])
             state = mesh.untied(found[1], state)
         keep = _keeper(checkpoint, run, steps)
-    step = _step(train_apply, loss, optimizer, names, options, where)
+    step = _step(train_apply, loss, optimizer, names, options, where, augment)
     moved = jax.device_put((data.x, data.y), where and where.whole)
     job = loop.Run(step, moved, steps, options, evaluate, keep, metrics)
     if metrics is not None:
@@ -258,6 +264,7 @@ def _step(
     names: tuple[str, ...],
     options: opt.Options,
     where: mesh.Layout | None,
+    augment: stepping.Augment | None,
 ) -> Callable[..., Any]:
     """The compiled step."""
     if options.dtype is not None:
@@ -270,6 +277,8 @@ def _step(
         accumulate=options.accumulate,
         ema=options.ema,
         where=where,
+        augment=augment,
+        seed=options.seed,
     )
     return stepping.compiled(step, options.scan)
 

@@ -58,12 +58,13 @@ def runner(widths: tuple[int, ...], batch: int, options: dict) -> Callable[[], N
     step = stepping.make_step(apply, squares, adam, (), **options)
     step = stepping.compiled(step, scan)
     rows = rng.integers(0, 1024, (STEPS, batch)).astype(np.int32)
+    numbers = np.arange(STEPS, dtype=np.int32)
     state = [stepping.begin(params, adam, (), **options)]
 
     def steps() -> None:
         for start in range(0, STEPS, scan):
-            part = rows[start : start + scan] if scan > 1 else rows[start]
-            state[0], _ = step(state[0], part, x, y)
+            part = slice(start, start + scan) if scan > 1 else start
+            state[0], _ = step(state[0], (rows[part], numbers[part]), x, y)
         _ = jax.block_until_ready(state[0])
 
     steps()

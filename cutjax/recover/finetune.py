@@ -22,6 +22,7 @@ from cutjax.recover.distill import (
     task_losses,
     teach as teach,
 )
+from cutjax.training.options import batch
 
 SOME = 512  # examples that tell how far the parent's numbers spread
 
@@ -35,7 +36,8 @@ def frozen(
     its own it has others, because a fit is less spread out than what it was fitted to:
     normalised by these it is another function at first. `settle` mends that, for a
     training with statistics that move; without it these are worse below some hundred
-    steps.
+    steps. The last part of a long training is better frozen again: statistics of
+    batches are noise, most of all to answers that are numbers.
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.
@@ -102,7 +104,8 @@ def finetune(
         evaluate: on validation data; the best epoch is returned.
         checkpoint: directory to keep the run in, and to resume it from.
         progress: show a progress bar.
-        **options: of `cutjax.fit.fit`.
+        **options: of `cutjax.fit.fit`. With `augment`, what `teach` noted stays the
+            answer; a `parent` answers what was made.
 
     Returns:
         `(params, info)`, see `cutjax.fit.fit`.
@@ -132,7 +135,7 @@ def finetune(
         _check_dict(params, options, "balance=", dtype=True)
         each = task_losses(tasks, **answers)
         extra = (lambda o, y: features * feature_loss(o, y)) if features else None
-        x = jax.ShapeDtypeStruct((batch_size, *data.x.shape[1:]), data.x.dtype)
+        x = batch(batch_size, data, options.get("augment"))
         train_apply, params, loss, optimizer = balanced(
             chosen, train_apply, params, each, optimizer, x, tasks=tasks, extra=extra
         )

@@ -116,9 +116,10 @@ def _epoch(
     order = _order(len(run.data[0]), (run.steps, size), run.options.seed, place.epoch)
     clock = saved = time.perf_counter()
     since, pending, before = place.step, [], place.seconds
+    numbers = np.arange(run.steps, dtype=np.int32) + (place.epoch - 1) * run.steps
     for start in range(place.step, run.steps, scan):
-        rows = order[start : start + scan] if scan > 1 else order[start]
-        moving, seen = run.step(state.moving, rows, *run.data)
+        part = slice(start, start + scan) if scan > 1 else start
+        moving, seen = run.step(state.moving, (order[part], numbers[part]), *run.data)
         state, stop = state._replace(moving=moving), min(start + scan, run.steps)
         pending.append(seen)
         bar.update(stop - start)

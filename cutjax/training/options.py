@@ -1,5 +1,6 @@
 """The numbers that decide the course of a run, checked together."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +24,41 @@ class Options(NamedTuple):
     log_every: int | None = None
 
 
-def batch(options: Options, data: Split) -> jax.ShapeDtypeStruct:
-    """The shape of the inputs of a step."""
-    shape = (options.batch_size, *data.x.shape[1:])
-    return jax.ShapeDtypeStruct(shape, data.x.dtype)
+def batch(
+    size: int, data: Split, augment: Callable[[Any, Any], Any] | None = None
+) -> jax.ShapeDtypeStruct:
+    """The shape of the inputs of a step.
+
+    Args:
+        size: examples per step.
+        data: what to train on.
+        augment: what is done to a batch first.
+
+    Raises:
+        ValueError: that gives something else than as many examples.
+    """
+    shape = (size, *data.x.shape[1:])
+    x = jax.ShapeDtypeStruct(shape, data.x.dtype)
+    if augment is None:
+        return x
+    made = jax.eval_shape(augment, jax.random.key(0), x)
+    if not hasattr(made, "shape") or made.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"fit: augment(key, x) made {made} of a batch of {list(x.shape)}; expected "
+            f"one array of {size} examples"
+        )
+    return made
 
 
-def course(options: Options, names: tuple[str, ...]) -> dict[str, Any]:
+def course(
+    options: Options, names: tuple[str, ...], *, augmented: bool = False
+) -> dict[str, Any]:
     """What a checkpoint must agree on: others may change between its halves."""
     dtype = None if options.dtype is None else jnp.dtype(options.dtype).name
     chosen = ("batch_size", "seed", "accumulate", "ema")
     plain = {name: getattr(options, name) for name in chosen}
-    return {**plain, "dtype": dtype, "updated": list(names)}
+    more = {"augmented": True} if augmented else {}
+    return {**plain, "dtype": dtype, "updated": list(names), **more}
 
 
 def check(options: Options, data: Split, needed: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from cutjax.training.mesh import Layout
 from cutjax.training.parts import TrainApply, divide, join
 
 Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
+Augment = Callable[[Any, Array], Array]
 
 
 class Moving(NamedTuple):
@@ -105,8 +106,10 @@ def make_step(
     accumulate: int = 1,
     ema: float | None = None,
     where: Layout | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
 ) -> Callable[..., tuple[Moving, dict[str, Array]]]:
-    """A step as a pure function `(moving, rows, x, y) -> (moving, metrics)`.
+    """A step as a pure function `(moving, (rows, number), x, y) -> (moving, metrics)`.
 
     Args:
         train_apply: see `cutjax.fit.fit`.
@@ -116,6 +119,8 @@ def make_step(
         accumulate: parts per update; a step is one part.
         ema: decay of the average.
         where: how arrays lie on several devices.
+        augment: `(key, x) -> x`; the key is drawn from `seed` and the step's number.
+        seed: see there.
 
     Returns:
         The step, not jitted.
@@ -127,12 +132,16 @@ def make_step(
         return value, (dict(updates or {}), metrics)
 
     def step(
-        moving: Moving, rows: Int[Array, " b"], x: Array, y: dict[str, Array]
+        moving: Moving, part: tuple[Array, Array], x: Array, y: dict[str, Array]
     ) -> tuple[Moving, dict[str, Array]]:
+        rows, number = part
         free, fixed = divide(moving.params, names)
         batch: Any = x[rows], {task: labels[rows] for task, labels in y.items()}
         if where is not None:
             batch = jax.lax.with_sharding_constraint(batch, where.batch)
+        if augment is not None:
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            batch = augment(key, batch[0]), batch[1]
         grad = jax.value_and_grad(objective, has_aux=True)
         (value, (updates, metrics)), slope = grad(free, fixed, *batch)
         extra = {"value": value}
@@ -159,15 +168,16 @@ def compiled(step: Callable[..., Any], scan: int) -> Callable[..., Any]:
 
     Args:
         step: from `make_step`.
-        scan: steps per call; with more than one, rows and metrics get a leading axis.
+        scan: steps per call; with more than one, rows, their steps' numbers and metrics
+            get a leading axis.
 
     Returns:
         A function of the same arguments.
     """
 
     # Not donated: the caller keeps `params`, and `best` may be the very same arrays.
-    def several(moving: Moving, rows: Int[Array, "k b"], x: Array, y: Any) -> Any:
-        return jax.lax.scan(lambda now, part: step(now, part, x, y), moving, rows)
+    def several(moving: Moving, parts: tuple[Array, Array], x: Array, y: Any) -> Any:
+        return jax.lax.scan(lambda now, part: step(now, part, x, y), moving, parts)
 
     return jit(several if scan > 1 else step)
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ EPOCHS = {
 }
 """Of distillation: 75 to 120 s on two quiet AVX2 cores, by the clock of 70 steps."""
 RATE = 2e-2
+LAST = 0.3
+"""Share of the epochs of distillation in which BatchNorm's statistics stay."""
 
 Row = dict[str, Any]
 
@@ -139,13 +141,15 @@ def untrained(
 
 def run(p: Parent, start: Start, name: Named) -> Iterator[Row]:
     """Rows in order: distilled, fine-tuned."""
-    apply, params = cj.shrink(p.apply, p.graph, start.keep), start.params
-    cost = p.graph.cost(start.keep)
-    for step, labels in (("distilled", 0.0), ("fine-tuned", 1.0)):
-        began = time.perf_counter()
-        params = trained(p, (apply, params, cost), start.keep, name, labels=labels)
-        model = (apply, params, cost)
-        yield row(p, name, step, model, time.perf_counter() - began)
+    apply, cost = cj.shrink(p.apply, p.graph, start.keep), p.graph.cost(start.keep)
+    began = time.perf_counter()
+    params = distilled(p, start, name)
+    seconds = time.perf_counter() - began
+    yield row(p, name, "distilled", (apply, params, cost), seconds)
+    began = time.perf_counter()
+    params = finetuned(p, apply, params, name)
+    seconds = time.perf_counter() - began
+    yield row(p, name, "fine-tuned", (apply, params, cost), seconds)
 
 
 def row(p: Parent, name: Named, step: str, model: Any, seconds: float) -> Row:
@@ -159,42 +163,58 @@ def row(p: Parent, name: Named, step: str, model: Any, seconds: float) -> Row:
     }
 
 
-def trained(p: Parent, model: Any, keep: Any, name: Named, *, labels: float) -> Any:
-    """Some epochs without labels; or a tenth of the parent's steps with them."""
-    size, split, seed = RECIPE[p.name].batch_size, p.data.train, name.seed
+def distilled(p: Parent, start: Start, name: Named) -> Any:
+    """Some epochs without labels; statistics move at first.
+
+    They let a training begin with large steps, and are noise to answers that are
+    numbers; at the end they stay as they are.
+    """
+    apply = cj.shrink(p.apply, p.graph, start.keep)
+    moving = cj.shrink(p.train_apply, p.graph, start.keep)
+    params = settle(apply, start.params, calibration(p), progress=False)
+    taught = cj.teach(p.apply, p.params, p.data.train, tasks=tuple(p.data.tasks))
     epochs = name.epochs or EPOCHS[p.name][name.budget]
-    if labels:
-        epochs = 1
-        number = RECIPE[p.name].epochs * (len(split.x) // size) // 10
-        rows = np.random.default_rng([11, seed]).permutation(len(split.x))
-        split = take(split, rows[: number * size])
-    taught: Split = cj.teach(p.apply, p.params, split, tasks=tuple(p.data.tasks))
-    apply, params, _ = model
-    # Validation accuracy is full where a parent's is: without labels the last
-    # parameters are taken, with them the best.
-    train = frozen(apply)
-    if not labels:
-        train = cj.shrink(p.train_apply, p.graph, keep)
-        params = settle(apply, params, calibration(p), progress=False)
+    last = round(LAST * epochs)
+    for number, train, rate in (
+        (epochs - last, moving, RATE),
+        (last, frozen(apply), RATE / 2),
+    ):
+        if number:
+            options = {"epochs": number, "learning_rate": rate}
+            params = trained(p, train, params, taught, name.seed, **options)
+    return params
+
+
+def finetuned(p: Parent, apply: Callable[..., Any], params: Any, name: Named) -> Any:
+    """A tenth of the parent's steps, with labels too; the best by validation."""
+    size, split = RECIPE[p.name].batch_size, p.data.train
+    number = RECIPE[p.name].epochs * (len(split.x) // size) // 10
+    rows = np.random.default_rng([11, name.seed]).permutation(len(split.x))
+    some = take(split, rows[: number * size])
+    taught = cj.teach(p.apply, p.params, some, tasks=tuple(p.data.tasks))
+    return trained(
+        *(p, frozen(apply), params, taught, name.seed),
+        epochs=1,
+        learning_rate=RATE / 10,
+        labels=1.0,
+        evaluate=lambda params: accuracy(apply, params, p.data.validation),
+    )
+
+
+def trained(
+    p: Parent, train: Any, params: Any, taught: Split, seed: int, **options: Any
+) -> Any:
+    """Parameters that learnt the parent's answers, tasks balanced."""
     found, _ = cj.finetune(
-        train,
-        params,
-        taught,
+        *(train, params, taught),
         tasks=tuple(p.data.tasks),
-        epochs=epochs,
-        batch_size=size,
-        learning_rate=RATE / 10 if labels else RATE,
-        labels=labels,
+        batch_size=RECIPE[p.name].batch_size,
         balance="uncertainty",
         seed=seed,
-        evaluate=partial(_validated, p, apply) if labels else None,
         progress=False,
+        **options,
     )
     return found
-
-
-def _validated(p: Parent, apply: Any, params: Any) -> dict[str, float]:
-    return accuracy(apply, params, p.data.validation)
 
 
 def mean(metrics: dict[str, float]) -> float:
