@@ -13,4 +13,5 @@ from cutjax.recover.finetune import (
 from cutjax.recover.gradual import gradually as gradually
 from cutjax.recover.recalibrate import recalibrate as recalibrate
 from cutjax.recover.repair import repair as repair
+from cutjax.recover.rotate import leading as leading, rotate as rotate
 from cutjax.recover.settle import settle as settle

@@ -1,0 +1,233 @@
+"""Channels turned into principal components: the first of them hold the most.
+
+The residual stream of a transformer has no channels of its own: whatever writes to it
+and reads it could use any other basis. In that of its principal components, cutting
+channels loses the directions that hardly move, not some of all.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Bool, Float
+from tqdm import tqdm
+
+from cutjax._compat import Literal
+from cutjax._jit import jit
+from cutjax.errors import DataError
+from cutjax.graph import Graph
+from cutjax.inputs import inputs_of
+from cutjax.recover.follow import whole
+from cutjax.recover.program import Program, needs, program
+from cutjax.recover.trial import SAME, gap, given_env, turns_of
+from cutjax.recover.turns import Turn, operand, turned
+from cutjax.shrink import check_params
+
+FEW = 2
+"""Examples on which it is tried what can be turned."""
+
+ROUNDED = 0.1
+"""The relative difference of outputs that rounding to half precision may make."""
+
+FLAT = 1e-3
+"""Of a scale's root mean square: less is too little to divide by."""
+
+
+class Rotated(NamedTuple):
+    """Parameters with turned channels.
+
+    Attributes:
+        params: of the same function.
+        energy: per turned group, the share of what its readers read that lies in the
+            first 1, 2, ... channels.
+        left: why the others were left as they are.
+    """
+
+    params: Any
+    energy: dict[str, Float[np.ndarray, " n"]]
+    left: dict[str, str]
+
+
+def rotate(
+    apply: Callable[..., Any],
+    params: Any,
+    graph: Graph,
+    batches: Iterable[Any],
+    *,
+    groups: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Rotated:
+    """Turn channels that only linear maps and normalisations see; the same function.
+
+    Afterwards the first channels of a group hold the most: cut with `leading`, then
+    `compensate`. Groups that pass through anything else (an activation, rotary angles,
+    an embedding that is a head behind a scale) stay as they are.
+
+    Args:
+        apply: the function.
+        params: its parameters.
+        graph: their graph.
+        batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
+        groups: names of those to turn; all that can be, if not given.
+        progress: show a progress bar.
+
+    Returns:
+        The parameters, in the same types and shapes; what each channel holds.
+
+    Raises:
+        DataError: no data, or values that are NaN or infinite.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, cutjax as cj
+        >>> from cutjax.recover import leading, rotate
+        >>> apply = lambda w, x: x @ w["a"] @ w["b"]
+        >>> w = {"a": jnp.array([[1.0, 2.0], [1.0, 2.0]]), "b": jnp.ones((2, 1))}
+        >>> x = jnp.array([[1.0, 2.0], [0.0, 3.0]])
+        >>> graph = cj.trace(apply, w, x)
+        >>> found = rotate(apply, w, graph, [x], progress=False)
+        >>> found.energy["a:1"].round(3).tolist()
+        [1.0, 1.0]
+        >>> keep = leading(found, {"a:1": np.array([False, True])})
+        >>> small, few = cj.cut(apply, found.params, graph, keep)
+        >>> np.allclose(small(few, x), apply(w, x), atol=1e-5)
+        True
+
+    Reference:
+        Ashkboos et al., SliceGPT, ICLR 2024, section 3 and theorem 1; here with one
+        rotation per stream, and means (LayerNorm) kept by a basis of contrasts.
+    """
+    check_params(params, graph)
+    given = [inputs_of(batch) for batch in batches]
+    if not given:
+        raise DataError("no data to rotate by; pass batches of (x, ...)")
+    size = len(jax.tree.leaves(given[0])[0])
+    given = [x for x in given if len(jax.tree.leaves(x)[0]) == size]
+    few = jax.tree.map(lambda a: a[:FEW], given[0])
+    prog = program(apply, graph, {}, given[0])
+    chosen = [graph[name].name for name in groups] if groups is not None else None
+    names = chosen or [g.name for g in graph.free if g.size > 1]
+    turns, left = turns_of(apply, graph, params, few, names, progress=progress)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    for turn in [t for t in turns.values() if not _sound(t, leaves)]:
+        left[turn.name] = "a scale before its readers is next to zero"
+        del turns[turn.name]
+    grams = _grams(prog, turns, leaves, given, progress)
+    energy = {}
+    for name, turn in turns.items():
+        matrix, energy[name] = _basis(grams[name], centred=turn.centred)
+        leaves = turned(prog, graph, turn, leaves, matrix)
+    new = jax.tree.unflatten(graph.treedef, leaves)
+    got, want = (jax.tree.leaves(apply(p, *few)) for p in (new, params))
+    _check_same(got, want, leaves)
+    return Rotated(new, energy, left)
+
+
+def leading(
+    rotated: Rotated, keep: Mapping[str, Bool[np.ndarray, "_"]]
+) -> dict[str, Bool[np.ndarray, "_"]]:
+    """As many channels as a keep has, but of turned groups the first ones.
+
+    Args:
+        rotated: from `rotate`.
+        keep: the channels to keep, per group.
+
+    Returns:
+        A keep of the same widths.
+    """
+    return {
+        name: np.arange(len(mask)) < np.sum(mask) if name in rotated.energy else mask
+        for name, mask in keep.items()
+    }
+
+
+def _check_same(got: Sequence[Any], want: Sequence[Any], leaves: Sequence[Any]) -> None:
+    least = min((leaf.dtype.itemsize for leaf in leaves), default=4)
+    by = gap(got, want)
+    if not by < (SAME if least >= 4 else ROUNDED):
+        raise DataError(
+            f"rotate: the outputs would change by {by:.1e} of their size, by rounding "
+            "or because something is NaN; name the groups to turn, rotate(groups=...)"
+        )
+
+
+def _sound(turn: Turn, leaves: Sequence[Any]) -> bool:
+    for scale in turn.scales:
+        factor = np.abs(np.ravel(leaves[scale.number]) + scale.offset)
+        if factor.min() <= FLAT * np.sqrt(np.mean(factor**2)):
+            return False
+    return True
+
+
+def _grams(
+    prog: Program,
+    turns: Mapping[str, Turn],
+    leaves: Sequence[Any],
+    given: Sequence[Any],
+    progress: bool,
+) -> dict[str, Float[np.ndarray, "n n"]]:
+    """Second moments of what the readers of each group read, each as much as another.
+
+    That is before the scales, which the kernels take up.
+    """
+    places = {
+        name: {(operand(prog, i), axis): i for i, axis in turn.readers.items()}
+        for name, turn in turns.items()
+    }
+    wanted = [var for found in places.values() for var, _ in found]
+    path = needs(prog, [v for v in wanted if not isinstance(v, Literal)])
+
+    def measured(leaves: Sequence[Any], x: Any) -> dict[str, Any]:
+        env = given_env(prog, leaves, x)
+        for index in path:
+            env.update(whole(prog, index, env))
+        out = {}
+        for name, found in places.items():
+            each = []
+            for (var, axis), index in found.items():
+                y = jnp.moveaxis(env[var], axis, -1).astype(jnp.float32)
+                y = _unscaled(turns[name], leaves, index, y.reshape(-1, y.shape[-1]))
+                with jax.default_matmul_precision("highest"):
+                    each.append(y.T @ y / jnp.maximum(jnp.mean(y**2), 1e-30))
+            out[name] = sum(each)
+        return out
+
+    step, total = jit(measured), {}
+    for x in tqdm(given, desc="rotate", disable=not progress or not turns, leave=False):
+        for name, gram in step(leaves, x).items():
+            if not np.isfinite(gram).all():
+                raise DataError(f"rotate: what reads {name!r} reads NaN or infinity")
+            total[name] = total.get(name, 0) + np.asarray(gram, np.float64)
+    return total
+
+
+def _unscaled(turn: Turn, leaves: Sequence[Any], index: int, y: Any) -> Any:
+    for scale in turn.scales:
+        if index in scale.readers:
+            if scale.shift is not None:
+                y = y - jnp.ravel(leaves[scale.shift])
+            return y / (jnp.ravel(leaves[scale.number]) + scale.offset)
+    return y
+
+
+def _basis(
+    gram: Float[np.ndarray, "n n"], *, centred: bool
+) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, " n"]]:
+    """The turn to principal components, and what the first channels hold.
+
+    Where means are taken, component i becomes the contrast of channel i + 1 with all
+    before it: the first k + 1 channels hold the first k of them and have mean zero;
+    what the others add to them is a mean, which goes.
+    """
+    n = len(gram)
+    contrasts = scipy.linalg.helmert(n).T if centred else np.eye(n)
+    values, vectors = np.linalg.eigh(contrasts.T @ gram @ contrasts)
+    vectors = vectors[:, ::-1]
+    share = np.cumsum(np.maximum(values[::-1], 0))
+    share = share / max(share[-1], 1e-30)
+    if not centred:
+        return vectors, share
+    matrix = contrasts @ vectors @ contrasts.T + 1 / n
+    return matrix, np.concatenate([[0.0], share])

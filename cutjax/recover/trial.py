@@ -1,0 +1,139 @@
+"""Trying which groups can be turned, on parameters with noise and random matrices."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+from tqdm import tqdm
+
+from cutjax._jit import jit
+from cutjax.graph import Graph
+from cutjax.recover.follow import whole
+from cutjax.recover.program import Program, program
+from cutjax.recover.turns import Stuck, Turn, turn_of, turned
+
+SAME = 1e-3
+"""The relative difference of outputs up to which they are called the same."""
+
+TRIALS = 3
+
+
+def turns_of(
+    apply: Callable[..., Any],
+    graph: Graph,
+    params: Any,
+    few: tuple[Any, ...],
+    names: Sequence[str],
+    *,
+    progress: bool = True,
+) -> tuple[dict[str, Turn], dict[str, str]]:
+    """What can be turned, by trial on a few examples, and why others cannot.
+
+    Args:
+        apply: the function.
+        graph: its graph.
+        params: its parameters.
+        few: inputs.
+        names: of groups.
+        progress: show a progress bar.
+
+    Returns:
+        Turns, and reasons, by group.
+    """
+    prog = program(apply, graph, {}, few)
+    answer = jit(
+        lambda leaves: jax.tree.leaves(
+            apply(jax.tree.unflatten(graph.treedef, leaves), *few)
+        )
+    )
+    trials = [_noisy(params, seed) for seed in range(TRIALS)]
+    # Where noise leads out of a function's domain, the parameters as they are.
+    trials = [p for p in trials if _finite(answer(p))] or [jax.tree.leaves(params)]
+    env, want = _values(prog, trials[0], few), [answer(leaves) for leaves in trials]
+
+    def holds(turn: Turn) -> bool:
+        size = graph[turn.name].size
+        # Of two channels only an exchange leaves their mean as it is.
+        if size <= 1 + turn.centred:
+            return False
+        for seed, leaves in enumerate(trials):
+            new = turned(prog, graph, turn, leaves, _random(seed, size, turn))
+            if not gap(answer(new), want[seed]) < SAME:
+                return False
+        return True
+
+    turns, left = {}, {}
+    for name in tqdm(names, desc="rotate", disable=not progress, leave=False):
+        try:
+            turn = turn_of(prog, graph, name, env)
+        except Stuck as stuck:
+            left[name] = str(stuck)
+            continue
+        both = (turn, turn._replace(centred=True))
+        found = next((t for t in both if holds(t)), None)
+        if found is None:
+            left[name] = "more than linear maps and normalisations see its channels"
+        else:
+            turns[name] = found
+    return turns, left
+
+
+def _noisy(params: Any, seed: int) -> list[Any]:
+    """Parameters of other values without zeros, so that nothing is hidden.
+
+    What is positive stays so: variances.
+    """
+    rng, out = np.random.default_rng(seed), []
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            out.append(jnp.asarray(leaf))
+            continue
+        value = np.asarray(leaf, np.float32)
+        noise = rng.normal(size=value.shape)
+        size = np.sqrt(np.mean(value**2)) or 0.1
+        positive = value.size and value.min() > 0
+        value = value * np.exp(0.3 * noise) if positive else value + size * noise
+        out.append(jnp.asarray(value, jnp.float32))
+    return out
+
+
+def _finite(outputs: Sequence[Any]) -> bool:
+    return all(np.isfinite(np.asarray(out, np.float32)).all() for out in outputs)
+
+
+def _values(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
+    env = given_env(prog, leaves, inputs)
+    for index in range(len(prog.frame.jaxpr.eqns)):
+        env.update(whole(prog, index, env))
+    return env
+
+
+def given_env(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
+    """Constants, parameters and inputs, by variable."""
+    jaxpr = prog.frame.jaxpr
+    env = dict(zip(jaxpr.constvars, prog.frame.consts, strict=True))
+    return env | dict(
+        zip(jaxpr.invars, [*leaves, *jax.tree.leaves(inputs)], strict=True)
+    )
+
+
+def gap(got: Sequence[Any], want: Sequence[Any]) -> float:
+    """The relative difference of some arrays from others."""
+    pairs = zip(got, want, strict=True)
+    both = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
+    wrong = sum(np.sum((a - b) ** 2) for a, b in both)
+    return float(np.sqrt(wrong / max(sum(np.sum(b**2) for _, b in both), 1e-30)))
+
+
+def _random(seed: int, n: int, turn: Turn) -> Float[np.ndarray, "n n"]:
+    inner = n - turn.centred
+    rng = np.random.default_rng([seed, n])
+    matrix, _ = np.linalg.qr(rng.normal(size=(inner, inner)))
+    if not turn.centred:
+        return matrix
+    contrasts = scipy.linalg.helmert(n).T
+    return contrasts @ matrix @ contrasts.T + 1 / n

@@ -1,0 +1,273 @@
+"""Groups whose channels may be turned: only linear maps and normalisations see them.
+
+A turn is an orthogonal matrix R for one group: every parameter's axis of the group is
+multiplied by it, what writes to the channels and what reads them alike. The function
+stays the same if all that is done to the channels in between commutes with R: sums,
+products with what is the same for all of them, root mean squares. Scales per channel
+do not; those of a normalisation go into the kernels that read it. Which groups these
+are is found by trying: on parameters with noise, and a random R.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from cutjax.dims import Axis, Concat, Leaf, Product, leaves
+from cutjax.graph import Graph
+from cutjax.readers import channel_axes
+from cutjax.recover.follow import whole
+from cutjax.recover.program import Program, terminals
+from cutjax.recover.rows import is_matrix
+from cutjax.unify import find
+
+LONG = 40
+"""Equations from a normalisation's scale to its readers, at most."""
+
+
+class Scale(NamedTuple):
+    """A scale per channel before some readers: `parameter + offset`, per channel.
+
+    `number`: of the parameter; `shift`: of the one that is added after it, or None.
+    `readers`: by equation.
+    """
+
+    number: int
+    offset: Float[np.ndarray, " n"]
+    shift: int | None
+    readers: frozenset[int]
+
+
+class Turn(NamedTuple):
+    """How a group can be turned.
+
+    `readers`: equation to the axis of the channels in what it reads. `kernels`:
+    equation to the number of its parameter. `centred`: whether means over the channels
+    are taken, so that R has to leave the vector of ones as it is.
+    """
+
+    name: str
+    readers: Mapping[int, int]
+    kernels: Mapping[int, int]
+    scales: tuple[Scale, ...]
+    centred: bool = False
+
+
+class Stuck(Exception):
+    """Why a group cannot be turned."""
+
+
+def turn_of(prog: Program, graph: Graph, name: str, env: Mapping[Any, Any]) -> Turn:
+    """The readers of a group, and the scales before them; not tried yet.
+
+    Args:
+        prog: the program.
+        graph: of its parameters.
+        name: of the group.
+        env: the values of all variables, on parameters with noise.
+
+    Raises:
+        Stuck: something is in the way.
+    """
+    readers = dict(_readers(prog, name))
+    kernels = {i: prog.origins.get(prog.kernel(i)) for i in readers}
+    if not readers or None in kernels.values():
+        raise Stuck("no parameter reads it as a matrix")
+    found = [
+        (number, *seen)
+        for number in _vectors(graph, name)
+        if (seen := _seen(prog, env, number, readers)) is not None
+    ]
+    shifts = {at: number for number, at, scale in found if scale is None}
+    scales = [
+        Scale(number, offset, shifts.get(at), at)
+        for number, at, offset in found
+        if offset is not None
+    ]
+    _check(prog, scales, kernels)
+    return Turn(name, readers, kernels, tuple(scales))  # type: ignore[arg-type]
+
+
+def _readers(prog: Program, name: str) -> Iterator[tuple[int, int]]:
+    group = find(prog.groups[name])
+    for index in prog.frame.sites:
+        reader = prog.reader(index)
+        if is_matrix(reader):
+            at = reader.site.at
+            for axis in channel_axes(reader, at):
+                if find(reader.ins[at].dims[axis]) is group:
+                    yield index, axis
+
+
+def _vectors(graph: Graph, name: str) -> Iterator[int]:
+    """The parameters that hold one number per channel."""
+    for number, (path, axes) in enumerate(graph.axes.items()):
+        size = np.prod(graph.shapes[path].shape)
+        if any(axis == Leaf(name, axis.size) and axis.size == size for axis in axes):
+            yield number
+
+
+def _seen(
+    prog: Program, env: Mapping[Any, Any], number: int, readers: Mapping[int, int]
+) -> tuple[frozenset[int], Any] | None:
+    """The readers that see a parameter as a scale, or as a shift, of each channel.
+
+    Returns:
+        Their equations, and the offset of the scale (None of a shift); None where they
+        do not.
+    """
+    at, path = _ahead(prog, number)
+    if not at or not at <= readers.keys():
+        return None
+    var = prog.frame.jaxpr.invars[number]
+    rng, given = np.random.default_rng(number), env[var]
+
+    def read(value: Any) -> Iterator[Any]:
+        new = {**env, var: value}
+        for index in sorted(path):
+            new.update(whole(prog, index, new))
+        for index in sorted(at):
+            found = np.asarray(new[operand(prog, index)])
+            yield np.moveaxis(found, readers[index], -1)
+
+    def slopes() -> list[Any]:
+        step = rng.choice([-1.0, 1.0], given.size) * rng.uniform(0.5, 1.5, given.size)
+        moved = given + jnp.asarray(step.reshape(given.shape), given.dtype)
+        pairs = zip(read(moved), read(given), strict=True)
+        return [(after - before) / step for after, before in pairs]
+
+    first, second = slopes(), slopes()
+    if not all(_close(a, b) for a, b in zip(first, second, strict=True)):
+        return None
+    if all(_close(a, np.ones_like(a)) for a in first):
+        return at, None
+    # It reads y (p + offset) + shift; where y moves, the offset shows at p = 0.
+    y = first[0].reshape(-1, given.size)
+    rest = next(read(0 * given)).reshape(-1, given.size)
+    y, rest = y - y.mean(0), rest - rest.mean(0)
+    return at, (y * rest).sum(0) / np.maximum((y * y).sum(0), 1e-30)
+
+
+def _ahead(prog: Program, number: int) -> tuple[frozenset[int], set[int]]:
+    """The readers that a parameter gets to before any other, and the way to them."""
+    at, path = set(), set()
+    todo = [prog.frame.jaxpr.invars[number]]
+    while todo:
+        var = todo.pop()
+        for index in prog.users.get(var, ()):
+            if index in prog.frame.sites and operand(prog, index) is var:
+                at.add(index)
+            elif index < 0 or len(path) > LONG:
+                return frozenset(), set()
+            elif index not in path:
+                path.add(index)
+                todo += prog.frame.jaxpr.eqns[index].outvars
+    return frozenset(at), path
+
+
+def operand(prog: Program, index: int) -> Any:
+    """What a reader reads."""
+    return prog.frame.jaxpr.eqns[index].invars[prog.frame.sites[index].at]
+
+
+def _close(a: Any, b: Any) -> bool:
+    return bool(np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b))
+
+
+def _check(
+    prog: Program, scales: Sequence[Scale], kernels: Mapping[int, int | None]
+) -> None:
+    """Each kernel can take up the one scale that it is read behind."""
+    for scale in scales:
+        for number in {kernels[index] for index in scale.readers}:
+            same = {i for i, kernel in kernels.items() if kernel == number}
+            if number is not None and (
+                terminals(prog, number) != same or not same <= scale.readers
+            ):
+                raise Stuck(
+                    f"{prog.paths[number]} is read behind the scale "
+                    f"{prog.paths[scale.number]}, and serves elsewhere without"
+                )
+    seen = [index for scale in scales for index in scale.readers]
+    if len(seen) != len(set(seen)):
+        raise Stuck("several scales lie before one reader")
+
+
+def turned(
+    prog: Program,
+    graph: Graph,
+    turn: Turn,
+    params: Sequence[Any],
+    matrix: Float[np.ndarray, "n n"],
+) -> list[Any]:
+    """Parameters whose channels of a group are turned; the same function.
+
+    Args:
+        prog: the program.
+        graph: of its parameters.
+        turn: what to do.
+        params: the leaves.
+        matrix: orthogonal.
+    """
+    new: dict[int, Any] = {}
+
+    def value(number: int) -> Any:
+        return new.get(number, np.asarray(params[number], np.float64))
+
+    scales = {scale.number for scale in turn.scales}
+    for scale in turn.scales:
+        shape = np.shape(params[scale.number])
+        factor = value(scale.number).ravel() + scale.offset
+        new[scale.number] = (1 - scale.offset).reshape(shape)
+        if scale.shift is not None:
+            shift = value(scale.shift)
+            new[scale.shift] = (shift.ravel() / factor).reshape(shift.shape)
+        for number in {turn.kernels[index] for index in scale.readers}:
+            given = graph, number, turn.name, value(number)
+            new[number] = _each(*given, lambda a, f=factor: a * f)
+    for number, axes in enumerate(graph.axes.values()):
+        if number not in scales and any(_holds(axis, turn.name) for axis in axes):
+            given = graph, number, turn.name, value(number)
+            new[number] = _each(*given, lambda a: a @ matrix)
+    return [
+        jnp.asarray(new[i], leaf.dtype) if i in new else leaf
+        for i, leaf in enumerate(params)
+    ]
+
+
+def _holds(axis: Axis, name: str) -> bool:
+    return any(leaf.name == name for leaf in leaves(axis))
+
+
+Change = Callable[[Shaped[np.ndarray, "... n"]], Shaped[np.ndarray, "... n"]]
+
+
+def _each(graph: Graph, number: int, name: str, leaf: Any, change: Change) -> Any:
+    """A parameter changed along each of its axes that hold channels of a group."""
+    for at, axis in enumerate(list(graph.axes.values())[number]):
+        moved = _along(np.moveaxis(leaf, at, -1), axis, name, change)
+        leaf = np.moveaxis(moved, -1, at)
+    return leaf
+
+
+def _along(values: Any, axis: Axis, name: str, change: Change) -> Any:
+    """The last axis, laid out as `axis`, changed where the group's channels lie."""
+    match axis:
+        case Leaf(found, _) if found == name:
+            return change(values)
+        case Product(parts) if _holds(axis, name):
+            split = values.reshape(*values.shape[:-1], *(p.size for p in parts))
+            for at, part in enumerate(parts, start=values.ndim - 1):
+                moved = _along(np.moveaxis(split, at, -1), part, name, change)
+                split = np.moveaxis(moved, -1, at)
+            return split.reshape(values.shape)
+        case Concat(parts) if _holds(axis, name):
+            ends = np.cumsum([part.size for part in parts])[:-1]
+            pieces = zip(np.split(values, ends, -1), parts, strict=True)
+            return np.concatenate(
+                [_along(piece, part, name, change) for piece, part in pieces], -1
+            )
+        case _:
+            return values

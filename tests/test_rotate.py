@@ -1,0 +1,250 @@
+"""Channels turned into principal components: the same function, the first hold most."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import NETS
+
+import cutjax as cj
+from cutjax.errors import DataError, KeepError
+from cutjax.recover import leading, rotate
+from cutjax.recover.program import program
+from cutjax.recover.trial import gap, turns_of
+from cutjax.recover.turns import turned
+
+# What can be turned, by hand: pre-norm streams, and the values of attention.
+TURNS = {
+    "swiglu": {"embed:1"},
+    "vit_linen": {
+        "params/Conv_0/kernel:3",
+        "params/MultiHeadDotProductAttention_0/value/kernel:2",
+        "params/MultiHeadDotProductAttention_1/value/kernel:2",
+    },
+    "vit_fused": {"embed/kernel:1"},
+    # The stream's embedding is a head too, behind a scale.
+    "decoder": {"blocks/0/v:2", "blocks/1/v:2"},
+    "grouped_rotary": {"embed:1", "v:2"},
+    "multi_query": {"embed/kernel:1", "v:1"},
+    "gptj": {"embed/kernel:1"},
+    "kv_cache": {"embedding:1"},
+    "t5": {"embedding:1", "enc/v:2", "cross/v:2"},
+    "scanned": {"params/Dense_0/kernel:1"},
+    "mlp": set(),
+    "vgg": set(),
+    "mobilenet": set(),
+    "lstm": set(),
+    "groupnorm": set(),
+}
+SLOW = {"vgg", "mobilenet", "t5", "gptj", "vit_fused", "groupnorm", "multi_query"}
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+
+
+def turn(apply, params, *inputs, **options):
+    graph = cj.trace(apply, params, *inputs)
+    found = rotate(apply, params, graph, [(inputs,)], progress=False, **options)
+    return graph, found
+
+
+def apart(apply, a, b, *inputs):
+    return gap(*(jax.tree.leaves(apply(p, *inputs)) for p in (a, b)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TURNS],
+)
+def test_turned_it_is_the_same_function(name):
+    net = NETS[name]()
+    graph, found = turn(net.apply, net.params, *net.inputs)
+    assert found.energy.keys() == TURNS[name]
+    assert found.energy.keys() | found.left.keys() == {g.name for g in graph.free}
+    assert apart(net.apply, found.params, net.params, *net.inputs) < 1e-5
+    for group, energy in found.energy.items():
+        assert energy.shape == (graph[group].size,)
+        assert (np.diff(energy) >= 0).all()
+        assert energy[-1] == pytest.approx(1)
+
+
+def rms(x, scale):
+    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def layer(x, scale, bias):
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
+
+
+STREAM = 16
+
+
+def residual(norm):
+    """Two blocks beside a stream of 16 channels that lie near three directions."""
+
+    def apply(p, x):
+        h = x @ p["in"] + p["at"]
+        h = h + jnp.tanh(norm(p, 0, h) @ p["up"]) @ p["down"] + p["bias"]
+        return norm(p, 1, h) @ p["head"]
+
+    near = RNG.normal(size=(8, 3)) @ RNG.normal(size=(3, STREAM))
+    params = {
+        "in": jnp.asarray(near + 0.05 * RNG.normal(size=near.shape), jnp.float32),
+        "at": normal(STREAM) * 0.1,
+        "up": normal(STREAM, 12),
+        "down": normal(12, STREAM) * 0.1,
+        "bias": normal(STREAM) * 0.1,
+        "head": normal(STREAM, 5),
+    }
+    for i in range(2):
+        params[f"scale{i}"] = jnp.asarray(RNG.uniform(0.5, 2, STREAM), jnp.float32)
+        params[f"shift{i}"] = normal(STREAM)
+    return apply, params, normal(400, 8) * 3
+
+
+NORMS = {
+    "rms": lambda p, i, x: rms(x, p[f"scale{i}"]),
+    "rms from one": lambda p, i, x: rms(x, 1 + p[f"scale{i}"]),
+    "layer": lambda p, i, x: layer(x, p[f"scale{i}"], p[f"shift{i}"]),
+    "layer from one": lambda p, i, x: layer(x, 1 + p[f"scale{i}"], p[f"shift{i}"]),
+    # As Flax does: the scale comes before what is scaled.
+    "layer scaled early": lambda p, i, x: (
+        (x - x.mean(-1, keepdims=True))
+        * (jax.lax.rsqrt(x.var(-1, keepdims=True)))
+        * p[f"scale{i}"]
+        + p[f"shift{i}"]
+    ),
+    "none": lambda p, i, x: x,
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_any_form(name):
+    apply, params, x = residual(NORMS[name])
+    _, found = turn(apply, params, x)
+    assert list(found.energy) == ["in:1"]
+    assert apart(apply, found.params, params, x) < 1e-5
+    # Three directions, and for a mean one channel more.
+    held = found.energy["in:1"][3 if "layer" in name else 2]
+    assert 0.9 < held < 0.9999
+    spread = np.asarray(x @ params["in"]).var(0)
+    assert np.sort(spread)[-4:].sum() / spread.sum() < 0.8
+
+
+@pytest.mark.parametrize("name", ["rms", "layer"])
+def test_cut_after_it_less_is_lost(name):
+    """As cut and refitted; the saboteur keeps the last channels, not the first."""
+    apply, params, x = residual(NORMS[name])
+    graph, found = turn(apply, params, x[:200])
+    keep = {"in:1": np.arange(STREAM) % 4 == 0}
+
+    def lost(params, keep, *, refit):
+        small, less = cj.cut(apply, params, graph, keep)
+        if refit:
+            given = (apply, params, graph, keep, [x[:200]])
+            less, _ = cj.compensate(*given, progress=False)
+        return gap([small(less, x[200:])], [apply(params, x[200:])])
+
+    first = leading(found, keep)
+    assert first["in:1"].tolist() == [True] * 4 + [False] * 12
+    # As cut, all is too small: a mean square over fewer channels is a larger one.
+    for refit, share in ((False, 1.0), (True, 0.5)):
+        turned_loss = lost(found.params, first, refit=refit)
+        assert turned_loss < share * lost(params, keep, refit=refit)
+        last = {"in:1": first["in:1"][::-1]}
+        assert turned_loss < share * lost(found.params, last, refit=refit)
+
+
+def test_the_first_channels_of_a_centred_group_are_its_principal_components():
+    """LayerNorm of k + 1 channels is that of the projection on k directions."""
+
+    def apply(p, x):
+        return layer(x @ p["in"], p["scale"], p["shift"]) @ p["head"]
+
+    params = {"in": normal(8, 10), "head": normal(10, 4)}
+    params |= {"scale": jnp.asarray(RNG.uniform(0.5, 2, 10), jnp.float32)}
+    params |= {"shift": normal(10)}
+    x, k = normal(300, 8) * 3, 4
+    graph, found = turn(apply, params, x)
+    small, less = cj.cut(apply, found.params, graph, {"in:1": np.arange(10) <= k})
+    # By NumPy: directions of the normalised stream, its own scale, the kernel behind.
+    h = np.asarray(x @ params["in"], np.float64)
+    h -= h.mean(1, keepdims=True)
+    y = h / np.sqrt((h**2).mean(1, keepdims=True))
+    _, _, directions = np.linalg.svd(y)
+    z = h @ directions[:k].T @ directions[:k]
+    z /= np.sqrt((z**2).sum(1, keepdims=True) / (k + 1))
+    head = np.asarray(params["scale"][:, None] * params["head"], np.float64)
+    got, want = small(less, x), z @ head
+    assert gap([got - got.mean(0)], [want - want.mean(0)]) < 1e-3
+    other = h / np.sqrt((h**2).sum(1, keepdims=True) / (k + 1)) @ head
+    assert gap([got - got.mean(0)], [other - other.mean(0)]) > 1e-2
+
+
+def test_scales_that_are_not_taken_up_change_the_function():
+    """The saboteurs: scales turned along, and what is no turn or moves the mean."""
+    apply, params, x = residual(NORMS["layer"])
+    graph = cj.trace(apply, params, x)
+    turns, _ = turns_of(apply, graph, params, (x[:2],), ["in:1"], progress=False)
+    right, prog = turns["in:1"], program(apply, graph, {}, (x,))
+    assert right.centred
+    assert len(right.scales) == 2
+    leaves, tree = jax.tree.flatten(params)
+    matrix, _ = np.linalg.qr(RNG.normal(size=(STREAM, STREAM)))
+    v = np.eye(STREAM)[0] - np.eye(STREAM)[1]
+    mirror = np.eye(STREAM) - np.outer(v, v) / 5  # no orthogonal one
+    v = RNG.normal(size=STREAM)
+    v -= v.mean()
+    inner = np.eye(STREAM) - 2 * np.outer(v, v) / (v @ v)
+
+    def change(turn, matrix):
+        new = jax.tree.unflatten(tree, turned(prog, graph, turn, leaves, matrix))
+        return apart(apply, new, params, x)
+
+    assert change(right, inner) < 1e-5
+    assert change(right, matrix) > 1e-2
+    assert change(right, mirror) > 1e-2
+    assert change(right._replace(scales=()), inner) > 1e-2
+
+
+def test_what_is_in_the_way_is_said():
+    net = NETS["decoder"]()
+    _, found = turn(net.apply, net.params, *net.inputs)
+    (stream,) = (why for why in found.left.values() if "serves elsewhere" in why)
+    assert "embedding is read behind the scale last/scale" in stream
+    apply, params, x = residual(NORMS["rms"])
+    params = {**params, "scale0": params["scale0"].at[3].set(0.0)}
+    _, found = turn(apply, params, x)
+    assert found.left["in:1"] == "a scale before its readers is next to zero"
+    assert found.left["up:1"].startswith("more than linear maps")
+    assert found.params is not None
+    assert not found.energy
+
+
+def test_only_the_groups_that_are_named():
+    net = NETS["grouped_rotary"]()
+    _, found = turn(net.apply, net.params, *net.inputs, groups=["v:2"])
+    assert list(found.energy) == ["v:2"]
+    with pytest.raises(KeepError, match="no group 'w'"):
+        turn(net.apply, net.params, *net.inputs, groups=["w"])
+
+
+def test_bfloat16_keeps_its_type():
+    apply, params, x = residual(NORMS["layer"])
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    _, found = turn(apply, low, x)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(found.params)} == {"bfloat16"}
+    assert list(found.energy) == ["in:1"]
+    assert apart(apply, found.params, low, x) < 0.05
+
+
+def test_bad_data_is_told():
+    apply, params, x = residual(NORMS["rms"])
+    graph = cj.trace(apply, params, x)
+    with pytest.raises(DataError, match="no data to rotate by"):
+        rotate(apply, params, graph, [], progress=False)
+    with pytest.raises(DataError, match="NaN"):
+        rotate(apply, params, graph, [x, x.at[5].set(jnp.nan)], progress=False)
