@@ -188,11 +188,16 @@ def test_scales_that_are_not_taken_up_change_the_function():
     """The saboteurs: scales turned along, and what is no turn or moves the mean."""
     apply, params, x = residual(NORMS["layer"])
     graph = cj.trace(apply, params, x)
-    turns, _ = turns_of(apply, graph, params, (x[:2],), ["in:1"], progress=False)
-    right, prog = turns["in:1"], program(apply, graph, {}, (x,))
+    leaves, tree = jax.tree.flatten(params)
+    prog, names = program(apply, graph, {}, (x,)), ["in:1"]
+
+    def answer(leaves):
+        return [apply(jax.tree.unflatten(tree, leaves), x)]
+
+    turns, _ = turns_of(prog, graph, answer, leaves, (x,), names, progress=False)
+    right = turns["in:1"]
     assert right.centred
     assert len(right.scales) == 2
-    leaves, tree = jax.tree.flatten(params)
     matrix, _ = np.linalg.qr(RNG.normal(size=(STREAM, STREAM)))
     v = np.eye(STREAM)[0] - np.eye(STREAM)[1]
     mirror = np.eye(STREAM) - np.outer(v, v) / 5  # no orthogonal one
@@ -201,8 +206,7 @@ def test_scales_that_are_not_taken_up_change_the_function():
     inner = np.eye(STREAM) - 2 * np.outer(v, v) / (v @ v)
 
     def change(turn, matrix):
-        new = jax.tree.unflatten(tree, turned(prog, graph, turn, leaves, matrix))
-        return apart(apply, new, params, x)
+        return gap(answer(turned(prog, graph, turn, leaves, matrix)), answer(leaves))
 
     assert change(right, inner) < 1e-5
     assert change(right, matrix) > 1e-2

@@ -106,23 +106,28 @@ def rotate(
     size = len(jax.tree.leaves(given[0])[0])
     given = [x for x in given if len(jax.tree.leaves(x)[0]) == size]
     few = jax.tree.map(lambda a: a[:FEW], given[0])
-    prog = program(apply, graph, {}, given[0])
-    chosen = [graph[name].name for name in groups] if groups is not None else None
-    names = chosen or [g.name for g in graph.free if g.size > 1]
-    turns, left = turns_of(apply, graph, params, few, names, progress=progress)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    names = [g.name for g in graph.free]
+    if groups is not None:
+        names = [graph[name].name for name in groups]
+
+    @jit
+    def answer(leaves: Sequence[Any]) -> list[Any]:
+        return jax.tree.leaves(apply(jax.tree.unflatten(graph.treedef, leaves), *few))
+
+    tried = program(apply, graph, {}, few), graph, answer, leaves, few, names
+    turns, left = turns_of(*tried, progress=progress)
     for turn in [t for t in turns.values() if not _sound(t, leaves)]:
         left[turn.name] = "a scale before its readers is next to zero"
         del turns[turn.name]
+    prog = program(apply, graph, {}, given[0])
     grams = _grams(prog, turns, leaves, given, progress)
-    energy = {}
+    energy, new = {}, leaves
     for name, turn in turns.items():
         matrix, energy[name] = _basis(grams[name], centred=turn.centred)
-        leaves = turned(prog, graph, turn, leaves, matrix)
-    new = jax.tree.unflatten(graph.treedef, leaves)
-    got, want = (jax.tree.leaves(apply(p, *few)) for p in (new, params))
-    _check_same(got, want, leaves)
-    return Rotated(new, energy, left)
+        new = turned(prog, graph, turn, new, matrix)
+    _check_same(answer(new), answer(leaves), leaves)
+    return Rotated(jax.tree.unflatten(graph.treedef, new), energy, left)
 
 
 def leading(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.graph import Graph
 from cutjax.recover.follow import whole
-from cutjax.recover.program import Program, program
+from cutjax.recover.program import Program
 from cutjax.recover.turns import Stuck, Turn, turn_of, turned
 
 SAME = 1e-3
@@ -23,10 +23,11 @@ TRIALS = 3
 
 
 def turns_of(
-    apply: Callable[..., Any],
+    prog: Program,
     graph: Graph,
-    params: Any,
-    few: tuple[Any, ...],
+    answer: Callable[[Sequence[Any]], Sequence[Any]],
+    leaves: Sequence[Any],
+    inputs: tuple[Any, ...],
     names: Sequence[str],
     *,
     progress: bool = True,
@@ -34,34 +35,29 @@ def turns_of(
     """What can be turned, by trial on a few examples, and why others cannot.
 
     Args:
-        apply: the function.
-        graph: its graph.
-        params: its parameters.
-        few: inputs.
+        prog: the program, of a few examples.
+        graph: of its parameters.
+        answer: the function on them, from parameters to outputs.
+        leaves: the parameters.
+        inputs: the examples.
         names: of groups.
         progress: show a progress bar.
 
     Returns:
         Turns, and reasons, by group.
     """
-    prog = program(apply, graph, {}, few)
-    answer = jit(
-        lambda leaves: jax.tree.leaves(
-            apply(jax.tree.unflatten(graph.treedef, leaves), *few)
-        )
-    )
-    trials = [_noisy(params, seed) for seed in range(TRIALS)]
+    trials = [_noisy(leaves, seed) for seed in range(TRIALS)]
     # Where noise leads out of a function's domain, the parameters as they are.
-    trials = [p for p in trials if _finite(answer(p))] or [jax.tree.leaves(params)]
-    env, want = _values(prog, trials[0], few), [answer(leaves) for leaves in trials]
+    trials = [p for p in trials if _finite(answer(p))] or [[*leaves]]
+    env, want = _values(prog, trials[0], inputs), [answer(p) for p in trials]
 
     def holds(turn: Turn) -> bool:
         size = graph[turn.name].size
         # Of two channels only an exchange leaves their mean as it is.
         if size <= 1 + turn.centred:
             return False
-        for seed, leaves in enumerate(trials):
-            new = turned(prog, graph, turn, leaves, _random(seed, size, turn))
+        for seed, params in enumerate(trials):
+            new = turned(prog, graph, turn, params, _random(seed, size, turn))
             if not gap(answer(new), want[seed]) < SAME:
                 return False
         return True
@@ -82,13 +78,13 @@ def turns_of(
     return turns, left
 
 
-def _noisy(params: Any, seed: int) -> list[Any]:
+def _noisy(leaves: Sequence[Any], seed: int) -> list[Any]:
     """Parameters of other values without zeros, so that nothing is hidden.
 
     What is positive stays so: variances.
     """
     rng, out = np.random.default_rng(seed), []
-    for leaf in jax.tree.leaves(params):
+    for leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             out.append(jnp.asarray(leaf))
             continue
@@ -106,10 +102,16 @@ def _finite(outputs: Sequence[Any]) -> bool:
 
 
 def _values(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
-    env = given_env(prog, leaves, inputs)
-    for index in range(len(prog.frame.jaxpr.eqns)):
-        env.update(whole(prog, index, env))
-    return env
+    def run(leaves: Sequence[Any], inputs: Any) -> list[Any]:
+        env = given_env(prog, leaves, inputs)
+        for index in range(len(prog.frame.jaxpr.eqns)):
+            env.update(whole(prog, index, env))
+        made.extend(env)
+        return list(env.values())
+
+    made: list[Any] = []
+    values = jit(run)(leaves, inputs)
+    return dict(zip(made, values, strict=True))
 
 
 def given_env(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
