@@ -28,14 +28,14 @@ LONG = 40
 
 
 class Scale(NamedTuple):
-    """A scale per channel before some readers: `parameter + offset`, per channel.
+    """A scale per channel before some readers: `parameter + offset`.
 
     `number`: of the parameter; `shift`: of the one that is added after it, or None.
     `readers`: by equation.
     """
 
     number: int
-    offset: Float[np.ndarray, " n"]
+    offset: float
     shift: int | None
     readers: frozenset[int]
 
@@ -72,22 +72,23 @@ def turn_of(prog: Program, graph: Graph, name: str, env: Mapping[Any, Any]) -> T
         Stuck: something is in the way.
     """
     readers = dict(_readers(prog, name))
-    kernels = {i: prog.origins.get(prog.kernel(i)) for i in readers}
-    if not readers or None in kernels.values():
+    numbers = {i: prog.origins.get(prog.kernel(i)) for i in readers}
+    kernels = {i: number for i, number in numbers.items() if number is not None}
+    if not readers or len(kernels) < len(readers):
         raise Stuck("no parameter reads it as a matrix")
     found = [
         (number, *seen)
         for number in _vectors(graph, name)
         if (seen := _seen(prog, env, number, readers)) is not None
     ]
-    shifts = {at: number for number, at, scale in found if scale is None}
+    shifts = {at: number for number, at, offset in found if offset is None}
     scales = [
         Scale(number, offset, shifts.get(at), at)
         for number, at, offset in found
         if offset is not None
     ]
     _check(prog, scales, kernels)
-    return Turn(name, readers, kernels, tuple(scales))  # type: ignore[arg-type]
+    return Turn(name, readers, kernels, tuple(scales))
 
 
 def _readers(prog: Program, name: str) -> Iterator[tuple[int, int]]:
@@ -111,7 +112,7 @@ def _vectors(graph: Graph, name: str) -> Iterator[int]:
 
 def _seen(
     prog: Program, env: Mapping[Any, Any], number: int, readers: Mapping[int, int]
-) -> tuple[frozenset[int], Any] | None:
+) -> tuple[frozenset[int], float | None] | None:
     """The readers that see a parameter as a scale, or as a shift, of each channel.
 
     Returns:
@@ -147,7 +148,7 @@ def _seen(
     y = first[0].reshape(-1, given.size)
     rest = next(read(0 * given)).reshape(-1, given.size)
     y, rest = y - y.mean(0), rest - rest.mean(0)
-    return at, (y * rest).sum(0) / np.maximum((y * y).sum(0), 1e-30)
+    return at, round(float((y * rest).sum() / max((y * y).sum(), 1e-30)), 4)
 
 
 def _ahead(prog: Program, number: int) -> tuple[frozenset[int], set[int]]:
@@ -176,16 +177,12 @@ def _close(a: Any, b: Any) -> bool:
     return bool(np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(b))
 
 
-def _check(
-    prog: Program, scales: Sequence[Scale], kernels: Mapping[int, int | None]
-) -> None:
+def _check(prog: Program, scales: Sequence[Scale], kernels: Mapping[int, int]) -> None:
     """Each kernel can take up the one scale that it is read behind."""
     for scale in scales:
         for number in {kernels[index] for index in scale.readers}:
             same = {i for i, kernel in kernels.items() if kernel == number}
-            if number is not None and (
-                terminals(prog, number) != same or not same <= scale.readers
-            ):
+            if terminals(prog, number) != same or not same <= scale.readers:
                 raise Stuck(
                     f"{prog.paths[number]} is read behind the scale "
                     f"{prog.paths[scale.number]}, and serves elsewhere without"
@@ -220,7 +217,7 @@ def turned(
     for scale in turn.scales:
         shape = np.shape(params[scale.number])
         factor = value(scale.number).ravel() + scale.offset
-        new[scale.number] = (1 - scale.offset).reshape(shape)
+        new[scale.number] = np.full(shape, 1 - scale.offset)
         if scale.shift is not None:
             shift = value(scale.shift)
             new[scale.shift] = (shift.ravel() / factor).reshape(shift.shape)

@@ -35,7 +35,8 @@ training nothing is drawn: the whole calibration split is used, 1,000 examples o
   quarter of it, compensating, and again; no training. Seconds are of all rounds so far.
 - *distilled*: the better of both by validation data, then learns the parent's answers
   to the training images, without labels, tasks balanced by uncertainty, after
-  `recover.settle`; in the last third of the epochs BatchNorm's statistics stay.
+  `recover.settle`; where answers are numbers (Morpho), BatchNorm's statistics stay in
+  the last third of the epochs.
 - *fine-tuned*: after that a tenth of the parent's training steps, with labels too;
   BatchNorm's statistics stay, the best of start and end by validation data.
 

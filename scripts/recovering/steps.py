@@ -29,7 +29,8 @@ EPOCHS = {
 """Of distillation: 75 to 120 s on two quiet AVX2 cores, by the clock of 70 steps."""
 RATE = 2e-2
 LAST = 0.3
-"""Share of the epochs of distillation in which BatchNorm's statistics stay."""
+"""Of the epochs of distillation, in how many BatchNorm's statistics stay, where answers
+are numbers. Where all are classes it is worth nothing, or less (scenes)."""
 
 Row = dict[str, Any]
 
@@ -166,15 +167,15 @@ def row(p: Parent, name: Named, step: str, model: Any, seconds: float) -> Row:
 def distilled(p: Parent, start: Start, name: Named) -> Any:
     """Some epochs without labels; statistics move at first.
 
-    They let a training begin with large steps, and are noise to answers that are
-    numbers; at the end they stay as they are.
+    They let a training go in large steps, and are noise to answers that are numbers:
+    where there are any, they stay as they are at the end.
     """
     apply = cj.shrink(p.apply, p.graph, start.keep)
     moving = cj.shrink(p.train_apply, p.graph, start.keep)
     params = settle(apply, start.params, calibration(p), progress=False)
     taught = cj.teach(p.apply, p.params, p.data.train, tasks=tuple(p.data.tasks))
     epochs = name.epochs or EPOCHS[p.name][name.budget]
-    last = round(LAST * epochs)
+    last = round(LAST * epochs) if 0 in p.data.tasks.values() else 0
     for number, train, rate in (
         (epochs - last, moving, RATE),
         (last, frozen(apply), RATE / 2),
