@@ -21,12 +21,15 @@ TURNS = {
         "params/MultiHeadDotProductAttention_0/value/kernel:2",
         "params/MultiHeadDotProductAttention_1/value/kernel:2",
     },
-    "vit_fused": {"embed/kernel:1"},
+    "vit_fused": {
+        *("embed/kernel:1", "blocks/0/qkv/kernel:1.1", "blocks/1/qkv/kernel:1.1"),
+    },
     # The stream's embedding is a head too, behind a scale.
     "decoder": {"blocks/0/v:2", "blocks/1/v:2"},
     "grouped_rotary": {"embed:1", "v:2"},
     "multi_query": {"embed/kernel:1", "v:1"},
-    "gptj": {"embed/kernel:1"},
+    # The values as a part of an axis: of heads and their width.
+    "gptj": {"embed/kernel:1", "v:1.1"},
     "kv_cache": {"embedding:1"},
     "t5": {"embedding:1", "enc/v:2", "cross/v:2"},
     "scanned": {"params/Dense_0/kernel:1"},

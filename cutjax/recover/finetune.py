@@ -36,8 +36,8 @@ def frozen(
     its own it has others, because a fit is less spread out than what it was fitted to:
     normalised by these it is another function at first. `settle` mends that, for a
     training with statistics that move; without it these are worse below some hundred
-    steps. The last part of a long training is better frozen again: statistics of
-    batches are noise, most of all to answers that are numbers.
+    steps. Where answers are numbers, the last part of a long training is better frozen
+    again: to them the statistics of a batch are noise.
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.

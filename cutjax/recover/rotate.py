@@ -178,7 +178,7 @@ def _grams(
     That is before the scales, which the kernels take up.
     """
     places = {
-        name: {(operand(prog, i), axis): i for i, axis in turn.readers.items()}
+        name: {(operand(prog, i), place): i for i, place in turn.readers.items()}
         for name, turn in turns.items()
     }
     wanted = [var for found in places.values() for var, _ in found]
@@ -191,8 +191,8 @@ def _grams(
         out = {}
         for name, found in places.items():
             each = []
-            for (var, axis), index in found.items():
-                y = jnp.moveaxis(env[var], axis, -1).astype(jnp.float32)
+            for (var, place), index in found.items():
+                y = place.last(env[var]).astype(jnp.float32)
                 y = _unscaled(turns[name], leaves, index, y.reshape(-1, y.shape[-1]))
                 with jax.default_matmul_precision("highest"):
                     each.append(y.T @ y / jnp.maximum(jnp.mean(y**2), 1e-30))

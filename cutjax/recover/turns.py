@@ -8,6 +8,7 @@ do not; those of a normalisation go into the kernels that read it. Which groups 
 are is found by trying: on parameters with noise, and a random R.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,10 +22,34 @@ from cutjax.readers import channel_axes
 from cutjax.recover.follow import whole
 from cutjax.recover.program import Program, terminals
 from cutjax.recover.rows import is_matrix
-from cutjax.unify import find
+from cutjax.unify import PRODUCT, Var, find, parts_of
 
 LONG = 40
 """Equations from a normalisation's scale to its readers, at most."""
+
+
+class Place(NamedTuple):
+    """Where the channels of a group lie in what is read: an axis, or a part of one.
+
+    `before`, `after`: how many positions the parts of the axis around it have, as heads
+    have before their width.
+    """
+
+    axis: int
+    before: int = 1
+    after: int = 1
+
+    @property
+    def plain(self) -> bool:
+        """Whether the axis is that of the channels, and nothing else."""
+        return self.before == self.after == 1
+
+    def last(self, values: Any) -> Any:
+        """An array with the channels as its last axis."""
+        moved = jnp.moveaxis(values, self.axis, -1)
+        size = moved.shape[-1] // (self.before * self.after)
+        split = moved.reshape(*moved.shape[:-1], self.before, size, self.after)
+        return jnp.moveaxis(split, -2, -1)
 
 
 class Scale(NamedTuple):
@@ -43,13 +68,13 @@ class Scale(NamedTuple):
 class Turn(NamedTuple):
     """How a group can be turned.
 
-    `readers`: equation to the axis of the channels in what it reads. `kernels`:
+    `readers`: equation to the place of the channels in what it reads. `kernels`:
     equation to the number of its parameter. `centred`: whether means over the channels
     are taken, so that R has to leave the vector of ones as it is.
     """
 
     name: str
-    readers: Mapping[int, int]
+    readers: Mapping[int, Place]
     kernels: Mapping[int, int]
     scales: tuple[Scale, ...]
     centred: bool = False
@@ -91,15 +116,26 @@ def turn_of(prog: Program, graph: Graph, name: str, env: Mapping[Any, Any]) -> T
     return Turn(name, readers, kernels, tuple(scales))
 
 
-def _readers(prog: Program, name: str) -> Iterator[tuple[int, int]]:
+def _readers(prog: Program, name: str) -> Iterator[tuple[int, Place]]:
     group = find(prog.groups[name])
     for index in prog.frame.sites:
         reader = prog.reader(index)
         if is_matrix(reader):
             at = reader.site.at
             for axis in channel_axes(reader, at):
-                if find(reader.ins[at].dims[axis]) is group:
-                    yield index, axis
+                place = _place(axis, find(reader.ins[at].dims[axis]), group)
+                if place is not None:
+                    yield index, place
+
+
+def _place(axis: int, var: Var, group: Var) -> Place | None:
+    if var is group:
+        return Place(axis)
+    parts = parts_of(var) if var.form == PRODUCT else ()
+    if sum(part is group for part in parts) != 1:
+        return None
+    at, sizes = parts.index(group), [part.size for part in parts]
+    return Place(axis, math.prod(sizes[:at]), math.prod(sizes[at + 1 :]))
 
 
 def _vectors(graph: Graph, name: str) -> Iterator[int]:
@@ -111,7 +147,7 @@ def _vectors(graph: Graph, name: str) -> Iterator[int]:
 
 
 def _seen(
-    prog: Program, env: Mapping[Any, Any], number: int, readers: Mapping[int, int]
+    prog: Program, env: Mapping[Any, Any], number: int, readers: Mapping[int, Place]
 ) -> tuple[frozenset[int], float | None] | None:
     """The readers that see a parameter as a scale, or as a shift, of each channel.
 
@@ -120,7 +156,7 @@ def _seen(
         do not.
     """
     at, path = _ahead(prog, number)
-    if not at or not at <= readers.keys():
+    if not at or not all(i in readers and readers[i].plain for i in at):
         return None
     var = prog.frame.jaxpr.invars[number]
     rng, given = np.random.default_rng(number), env[var]
@@ -130,8 +166,7 @@ def _seen(
         for index in sorted(path):
             new.update(whole(prog, index, new))
         for index in sorted(at):
-            found = np.asarray(new[operand(prog, index)])
-            yield np.moveaxis(found, readers[index], -1)
+            yield np.asarray(readers[index].last(new[operand(prog, index)]))
 
     def slopes() -> list[Any]:
         step = rng.choice([-1.0, 1.0], given.size) * rng.uniform(0.5, 1.5, given.size)
