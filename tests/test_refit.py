@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,20 +219,22 @@ def test_saboteur_without_a_bias_is_found_out(monkeypatch):
         check_shift(cj.compensate)
 
 
-def residual(p: Any, x: Any) -> Any:
+def residual(p: Any, x: Any, by: float | None = None) -> Any:
     h = jnp.tanh(x @ p["stem"]) @ p["a"]
-    return (h - (jnp.tanh(h @ p["b"]) @ p["c"] - p["mean"]) * p["scale"]) @ p["d"]
+    branch = (jnp.tanh(h @ p["b"]) @ p["c"] - p["mean"]) * p["scale"]
+    return (h - (branch if by is None else by * branch)) @ p["d"]
 
 
-def check_residual(compensate: Any) -> None:
+def check_residual(compensate: Any, by: float | None = None) -> None:
     """What the skip lacks is asked of the block's last layer, through its scale."""
     sizes = {"stem": (4, 9), "a": (9, 6), "b": (6, 12), "c": (12, 6), "d": (6, 3)}
     p = {n: normal(i, *s) for i, (n, s) in enumerate(sizes.items())}
     p |= {"mean": normal(8, 6), "scale": 1 + normal(9, 6) ** 2}
     x = normal(10, 80, 4)
-    graph = cj.trace(residual, p, x)
+    apply = partial(residual, by=by)
+    graph = cj.trace(apply, p, x)
     keep = {"stem:1": off(9, 0, 1, 2, 3), "b:1": off(12, 2, 5)}
-    got, _ = compensate(residual, p, graph, keep, [x], damping=1e-3, **QUIET)
+    got, _ = compensate(apply, p, graph, keep, [x], damping=1e-3, **QUIET)
     full = np.tanh(x.astype(np.float64) @ p["stem"])
     h, small = full @ p["a"], full[:, keep["stem:1"]]
     a = ridge(small, h, p["a"][keep["stem:1"]], 1e-3)
@@ -239,7 +242,7 @@ def check_residual(compensate: Any) -> None:
     stays = keep["b:1"]
     mid, want = np.tanh(h @ p["b"]), np.tanh(mine @ np.asarray(got["b"]))
     wrong = h - mine
-    y = mid @ p["c"] - wrong / p["scale"]
+    y = mid @ p["c"] - wrong / (p["scale"] * (by or 1))
     about = want - want.mean(0), y - y.mean(0)
     c = ridge(*about, p["c"][stays], 1e-3)
     np.testing.assert_allclose(got["c"], c, atol=2e-3)
@@ -247,8 +250,9 @@ def check_residual(compensate: Any) -> None:
     np.testing.assert_allclose(got["mean"], mean, atol=2e-3)
 
 
-def test_a_block_makes_up_for_what_its_skip_lacks():
-    check_residual(cj.compensate)
+@pytest.mark.parametrize("by", [None, 0.5])
+def test_a_block_makes_up_for_what_its_skip_lacks(by):
+    check_residual(cj.compensate, by)
 
 
 def test_saboteur_that_ignores_the_skip_is_found_out(monkeypatch):

@@ -11,7 +11,7 @@ from cutjax.errors import DataError, KeepError
 from cutjax.recover import leading, rotate
 from cutjax.recover.program import program
 from cutjax.recover.trial import gap, turns_of
-from cutjax.recover.turns import turned
+from cutjax.recover.turned import turned
 
 # What can be turned, by hand: pre-norm streams, and the values of attention.
 TURNS = {
@@ -40,11 +40,10 @@ TURNS = {
     "groupnorm": set(),
 }
 SLOW = {"vgg", "mobilenet", "t5", "gptj", "vit_fused", "groupnorm", "multi_query"}
-RNG = np.random.default_rng(0)
 
 
-def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+def normal(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
 
 
 def turn(apply, params, *inputs, **options):
@@ -86,26 +85,28 @@ STREAM = 16
 
 
 def residual(norm):
-    """Two blocks beside a stream of 16 channels that lie near three directions."""
+    """A block beside a stream of 16 channels that moves in few directions mostly."""
 
     def apply(p, x):
         h = x @ p["in"] + p["at"]
-        h = h + jnp.tanh(norm(p, 0, h) @ p["up"]) @ p["down"] + p["bias"]
-        return norm(p, 1, h) @ p["head"]
+        branch = jnp.tanh(norm(p, 0, h) @ p["up"]) @ p["down"] + p["bias"]
+        return norm(p, 1, h + branch * p.get("branch", 1.0)) @ p["head"]
 
-    near = RNG.normal(size=(8, 3)) @ RNG.normal(size=(3, STREAM))
+    rng = np.random.default_rng(0)
+    directions, _ = np.linalg.qr(rng.normal(size=(STREAM, STREAM)))
+    sizes = 3 * 0.65 ** np.arange(STREAM)
     params = {
-        "in": jnp.asarray(near + 0.05 * RNG.normal(size=near.shape), jnp.float32),
-        "at": normal(STREAM) * 0.1,
-        "up": normal(STREAM, 12),
-        "down": normal(12, STREAM) * 0.1,
-        "bias": normal(STREAM) * 0.1,
-        "head": normal(STREAM, 5),
+        "in": jnp.asarray(sizes[:, None] * directions, jnp.float32),
+        "at": normal(rng, STREAM) * 0.1,
+        "up": normal(rng, STREAM, 12),
+        "down": normal(rng, 12, STREAM) * 0.1,
+        "bias": normal(rng, STREAM) * 0.1,
+        "head": normal(rng, STREAM, 5),
     }
     for i in range(2):
-        params[f"scale{i}"] = jnp.asarray(RNG.uniform(0.5, 2, STREAM), jnp.float32)
-        params[f"shift{i}"] = normal(STREAM)
-    return apply, params, normal(400, 8) * 3
+        params[f"scale{i}"] = jnp.asarray(rng.uniform(0.5, 2, STREAM), jnp.float32)
+        params[f"shift{i}"] = normal(rng, STREAM)
+    return apply, params, jnp.asarray(rng.normal(size=(400, STREAM)), jnp.float32)
 
 
 NORMS = {
@@ -113,6 +114,8 @@ NORMS = {
     "rms from one": lambda p, i, x: rms(x, 1 + p[f"scale{i}"]),
     "layer": lambda p, i, x: layer(x, p[f"scale{i}"], p[f"shift{i}"]),
     "layer from one": lambda p, i, x: layer(x, 1 + p[f"scale{i}"], p[f"shift{i}"]),
+    # LayerScale: the branch, not what is read, is scaled.
+    "layer, branch scaled": lambda p, i, x: layer(x, 1.0, 0.0),
     # As Flax does: the scale comes before what is scaled.
     "layer scaled early": lambda p, i, x: (
         (x - x.mean(-1, keepdims=True))
@@ -127,14 +130,16 @@ NORMS = {
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_of_any_form(name):
     apply, params, x = residual(NORMS[name])
+    if "branch" in name:
+        params["branch"] = normal(np.random.default_rng(1), STREAM) * 4
     _, found = turn(apply, params, x)
     assert list(found.energy) == ["in:1"]
     assert apart(apply, found.params, params, x) < 1e-5
-    # Three directions, and for a mean one channel more.
-    held = found.energy["in:1"][3 if "layer" in name else 2]
+    # For a mean one channel more.
+    held = found.energy["in:1"][4 if "layer" in name else 3]
     assert 0.9 < held < 0.9999
     spread = np.asarray(x @ params["in"]).var(0)
-    assert np.sort(spread)[-4:].sum() / spread.sum() < 0.8
+    assert np.sort(spread)[-4:].sum() / spread.sum() < 0.7
 
 
 @pytest.mark.parametrize("name", ["rms", "layer"])
@@ -154,7 +159,7 @@ def test_cut_after_it_less_is_lost(name):
     first = leading(found, keep)
     assert first["in:1"].tolist() == [True] * 4 + [False] * 12
     # As cut, all is too small: a mean square over fewer channels is a larger one.
-    for refit, share in ((False, 1.0), (True, 0.5)):
+    for refit, share in ((False, 1.0), (True, 0.8)):
         turned_loss = lost(found.params, first, refit=refit)
         assert turned_loss < share * lost(params, keep, refit=refit)
         last = {"in:1": first["in:1"][::-1]}
@@ -167,10 +172,11 @@ def test_the_first_channels_of_a_centred_group_are_its_principal_components():
     def apply(p, x):
         return layer(x @ p["in"], p["scale"], p["shift"]) @ p["head"]
 
-    params = {"in": normal(8, 10), "head": normal(10, 4)}
-    params |= {"scale": jnp.asarray(RNG.uniform(0.5, 2, 10), jnp.float32)}
-    params |= {"shift": normal(10)}
-    x, k = normal(300, 8) * 3, 4
+    rng = np.random.default_rng(0)
+    params = {"in": normal(rng, 8, 10), "head": normal(rng, 10, 4)}
+    params |= {"scale": jnp.asarray(rng.uniform(0.5, 2, 10), jnp.float32)}
+    params |= {"shift": normal(rng, 10)}
+    x, k = normal(rng, 300, 8) * 3, 4
     graph, found = turn(apply, params, x)
     small, less = cj.cut(apply, found.params, graph, {"in:1": np.arange(10) <= k})
     # By NumPy: directions of the normalised stream, its own scale, the kernel behind.
@@ -201,15 +207,16 @@ def test_scales_that_are_not_taken_up_change_the_function():
     right = turns["in:1"]
     assert right.centred
     assert len(right.scales) == 2
-    matrix, _ = np.linalg.qr(RNG.normal(size=(STREAM, STREAM)))
+    rng = np.random.default_rng(1)
+    matrix, _ = np.linalg.qr(rng.normal(size=(STREAM, STREAM)))
     v = np.eye(STREAM)[0] - np.eye(STREAM)[1]
     mirror = np.eye(STREAM) - np.outer(v, v) / 5  # no orthogonal one
-    v = RNG.normal(size=STREAM)
+    v = rng.normal(size=STREAM)
     v -= v.mean()
     inner = np.eye(STREAM) - 2 * np.outer(v, v) / (v @ v)
 
     def change(turn, matrix):
-        return gap(answer(turned(prog, graph, turn, leaves, matrix)), answer(leaves))
+        return gap(answer(turned(graph, turn, leaves, matrix)), answer(leaves))
 
     assert change(right, inner) < 1e-5
     assert change(right, matrix) > 1e-2

@@ -84,9 +84,10 @@ def demand(prog: Program, reach: Reach, env: Mapping[Any, Any]) -> Callable[[Any
     """The path as a function of what the reader makes, on the child."""
     eqns = prog.frame.jaxpr.eqns
     made = {eqns[index].outvars[0] for index in reach.path}
-    operands = [a for i in reach.path for a in eqns[i].invars if a not in made]
     start = _start(prog, reach)
-    aside = [a for a in operands if not isinstance(a, Literal) and a is not start]
+    operands = [a for i in reach.path for a in eqns[i].invars]
+    named = [a for a in operands if not isinstance(a, Literal)]
+    aside = [a for a in named if a not in made and a is not start]
     ready = {**env}
     for index in needs(prog, aside):
         if any(var not in ready for var in eqns[index].outvars):

@@ -23,7 +23,8 @@ from cutjax.inputs import inputs_of
 from cutjax.recover.follow import whole
 from cutjax.recover.program import Program, needs, program
 from cutjax.recover.trial import SAME, gap, given_env, turns_of
-from cutjax.recover.turns import Turn, operand, turned
+from cutjax.recover.turned import turned
+from cutjax.recover.turns import Turn, operand
 from cutjax.shrink import check_params
 
 FEW = 2
@@ -125,7 +126,7 @@ def rotate(
     energy, new = {}, leaves
     for name, turn in turns.items():
         matrix, energy[name] = _basis(grams[name], centred=turn.centred)
-        new = turned(prog, graph, turn, new, matrix)
+        new = turned(graph, turn, new, matrix)
     _check_same(answer(new), answer(leaves), leaves)
     return Rotated(jax.tree.unflatten(graph.treedef, new), energy, left)
 

@@ -14,7 +14,8 @@ from cutjax._jit import jit
 from cutjax.graph import Graph
 from cutjax.recover.follow import whole
 from cutjax.recover.program import Program
-from cutjax.recover.turns import Stuck, Turn, turn_of, turned
+from cutjax.recover.turned import turned
+from cutjax.recover.turns import Stuck, Turn, turn_of
 
 SAME = 1e-3
 """The relative difference of outputs up to which they are called the same."""
@@ -57,7 +58,7 @@ def turns_of(
         if size <= 1 + turn.centred:
             return False
         for seed, params in enumerate(trials):
-            new = turned(prog, graph, turn, params, _random(seed, size, turn))
+            new = turned(graph, turn, params, _random(seed, size, turn))
             if not gap(answer(new), want[seed]) < SAME:
                 return False
         return True

@@ -4,21 +4,22 @@ A turn is an orthogonal matrix R for one group: every parameter's axis of the gr
 multiplied by it, what writes to the channels and what reads them alike. The function
 stays the same if all that is done to the channels in between commutes with R: sums,
 products with what is the same for all of them, root mean squares. Scales per channel
-do not; those of a normalisation go into the kernels that read it. Which groups these
-are is found by trying: on parameters with noise, and a random R.
+do not; those of a normalisation go into the kernels that read it, those of a branch
+(LayerScale) into the kernel that makes it. Which groups these are is found by trying:
+on parameters with noise, and a random R.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
 
-from cutjax.dims import Axis, Concat, Leaf, Product, leaves
+from cutjax.dims import Leaf
 from cutjax.graph import Graph
 from cutjax.readers import channel_axes
+from cutjax.recover.branches import Branch, branches
 from cutjax.recover.follow import whole
 from cutjax.recover.program import Program, terminals
 from cutjax.recover.rows import is_matrix
@@ -77,6 +78,7 @@ class Turn(NamedTuple):
     readers: Mapping[int, Place]
     kernels: Mapping[int, int]
     scales: tuple[Scale, ...]
+    branches: tuple[Branch, ...] = ()
     centred: bool = False
 
 
@@ -113,7 +115,7 @@ def turn_of(prog: Program, graph: Graph, name: str, env: Mapping[Any, Any]) -> T
         if offset is not None
     ]
     _check(prog, scales, kernels)
-    return Turn(name, readers, kernels, tuple(scales))
+    return Turn(name, readers, kernels, tuple(scales), tuple(branches(prog, name)))
 
 
 def _readers(prog: Program, name: str) -> Iterator[tuple[int, Place]]:
@@ -225,81 +227,3 @@ def _check(prog: Program, scales: Sequence[Scale], kernels: Mapping[int, int]) -
     seen = [index for scale in scales for index in scale.readers]
     if len(seen) != len(set(seen)):
         raise Stuck("several scales lie before one reader")
-
-
-def turned(
-    prog: Program,
-    graph: Graph,
-    turn: Turn,
-    params: Sequence[Any],
-    matrix: Float[np.ndarray, "n n"],
-) -> list[Any]:
-    """Parameters whose channels of a group are turned; the same function.
-
-    Args:
-        prog: the program.
-        graph: of its parameters.
-        turn: what to do.
-        params: the leaves.
-        matrix: orthogonal.
-    """
-    new: dict[int, Any] = {}
-
-    def value(number: int) -> Any:
-        return new.get(number, np.asarray(params[number], np.float64))
-
-    scales = {scale.number for scale in turn.scales}
-    for scale in turn.scales:
-        shape = np.shape(params[scale.number])
-        factor = value(scale.number).ravel() + scale.offset
-        new[scale.number] = np.full(shape, 1 - scale.offset)
-        if scale.shift is not None:
-            shift = value(scale.shift)
-            new[scale.shift] = (shift.ravel() / factor).reshape(shift.shape)
-        for number in {turn.kernels[index] for index in scale.readers}:
-            given = graph, number, turn.name, value(number)
-            new[number] = _each(*given, lambda a, f=factor: a * f)
-    for number, axes in enumerate(graph.axes.values()):
-        if number not in scales and any(_holds(axis, turn.name) for axis in axes):
-            given = graph, number, turn.name, value(number)
-            new[number] = _each(*given, lambda a: a @ matrix)
-    return [
-        jnp.asarray(new[i], leaf.dtype) if i in new else leaf
-        for i, leaf in enumerate(params)
-    ]
-
-
-def _holds(axis: Axis, name: str) -> bool:
-    return any(leaf.name == name for leaf in leaves(axis))
-
-
-Change = Callable[[Shaped[np.ndarray, "... n"]], Shaped[np.ndarray, "... n"]]
-
-
-def _each(graph: Graph, number: int, name: str, leaf: Any, change: Change) -> Any:
-    """A parameter changed along each of its axes that hold channels of a group."""
-    for at, axis in enumerate(list(graph.axes.values())[number]):
-        moved = _along(np.moveaxis(leaf, at, -1), axis, name, change)
-        leaf = np.moveaxis(moved, -1, at)
-    return leaf
-
-
-def _along(values: Any, axis: Axis, name: str, change: Change) -> Any:
-    """The last axis, laid out as `axis`, changed where the group's channels lie."""
-    match axis:
-        case Leaf(found, _) if found == name:
-            return change(values)
-        case Product(parts) if _holds(axis, name):
-            split = values.reshape(*values.shape[:-1], *(p.size for p in parts))
-            for at, part in enumerate(parts, start=values.ndim - 1):
-                moved = _along(np.moveaxis(split, at, -1), part, name, change)
-                split = np.moveaxis(moved, -1, at)
-            return split.reshape(values.shape)
-        case Concat(parts) if _holds(axis, name):
-            ends = np.cumsum([part.size for part in parts])[:-1]
-            pieces = zip(np.split(values, ends, -1), parts, strict=True)
-            return np.concatenate(
-                [_along(piece, part, name, change) for piece, part in pieces], -1
-            )
-        case _:
-            return values
