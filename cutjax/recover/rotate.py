@@ -150,7 +150,8 @@ def leading(
 
 
 def _check_same(got: Sequence[Any], want: Sequence[Any], leaves: Sequence[Any]) -> None:
-    least = min((leaf.dtype.itemsize for leaf in leaves), default=4)
+    numbers = [p.dtype for p in leaves if jnp.issubdtype(p.dtype, jnp.floating)]
+    least = min((dtype.itemsize for dtype in numbers), default=4)
     by = gap(got, want)
     if not by < (SAME if least >= 4 else ROUNDED):
         raise DataError(
