@@ -1,6 +1,6 @@
 """What of a batch a function is given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,26 @@ def inputs_of(batch: Any, traced: Sequence[str] = ()) -> tuple[Any, ...]:
     if isinstance(batch, tuple) and len(jax.tree.leaves(found)) < len(traced):
         _check_held(batch, traced)
     return found
+
+
+def equal_inputs(
+    batches: Iterable[Any], traced: Sequence[str] = (), *, empty: str
+) -> list[tuple[Any, ...]]:
+    """The inputs of all batches as large as the first; smaller ones are left out.
+
+    Args:
+        batches: as in `inputs_of`.
+        traced: see there.
+        empty: what is said if there are none.
+
+    Raises:
+        DataError: no batches, or inputs that are not held together.
+    """
+    found = [inputs_of(batch, traced) for batch in batches]
+    if not found:
+        raise DataError(f"{empty}; pass batches of (x, ...)")
+    size = len(jax.tree.leaves(found[0])[0])
+    return [x for x in found if len(jax.tree.leaves(x)[0]) == size]
 
 
 def _check_held(batch: tuple[Any, ...], traced: Sequence[str]) -> None:

@@ -4,9 +4,10 @@ Followed are equations that do the same to every position: additions, and produc
 what depends on parameters alone. A BatchNorm in inference is such a path.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cutjax._compat import Literal, bind, primitive
@@ -122,6 +123,23 @@ def whole(prog: Program, index: int, env: Mapping[Any, Any]) -> dict[Any, Any]:
     eqn = prog.frame.jaxpr.eqns[index]
     outs = bind(eqn, [read(env, atom) for atom in eqn.invars], eqn.params)
     return dict(zip(eqn.outvars, outs, strict=True))
+
+
+def given_to(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
+    """Parameters and inputs, by variable."""
+    values = [*leaves, *jax.tree.leaves(inputs)]
+    return dict(zip(prog.frame.jaxpr.invars, values, strict=True))
+
+
+def evaluated(
+    prog: Program, known: Mapping[Any, Any], atoms: Iterable[Any]
+) -> dict[Any, Any]:
+    """Some variables of the parent, from its inputs or whatever else is known."""
+    frame, env = prog.frame, dict(known)
+    env |= dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
+    for index in needs(prog, atoms, known):
+        env.update(whole(prog, index, env))
+    return env
 
 
 def bias_of(

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from cutjax._compat import primitive
-from cutjax.recover.follow import ADD, DIV, MUL, whole
+from cutjax.recover.follow import ADD, DIV, MUL, evaluated
 from cutjax.recover.program import MOVES, Program, needs
 from cutjax.rules.base import shape_of
 from cutjax.unify import find, leaf_vars
@@ -108,12 +108,9 @@ def wanted(
     """
     eqns = prog.frame.jaxpr.eqns
     (out,), eqn = eqns[stop].outvars, eqns[inner.index]
-    path = needs(prog, eqn.invars, known=parent)
 
     def operands(made: Any) -> tuple[Any, Any]:
-        env = {**parent, out: made}
-        for index in path:
-            env.update(whole(prog, index, env))
+        env = evaluated(prog, {**parent, out: made}, eqn.invars)
         return env[eqn.invars[inner.at]], env[eqn.invars[1 - inner.at]]
 
     # The operand is a moved, scaled and shifted part of what is made: f^T f has the

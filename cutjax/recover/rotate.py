@@ -15,14 +15,13 @@ import scipy.linalg
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from cutjax._compat import Literal
 from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
-from cutjax.inputs import inputs_of
-from cutjax.recover.follow import whole
-from cutjax.recover.program import Program, needs, program
-from cutjax.recover.trial import SAME, gap, given_env, turns_of
+from cutjax.inputs import equal_inputs
+from cutjax.recover.follow import evaluated, given_to
+from cutjax.recover.program import Program, program
+from cutjax.recover.trial import SAME, gap, turns_of
 from cutjax.recover.turned import turned
 from cutjax.recover.turns import Turn, operand
 from cutjax.shrink import check_params
@@ -101,11 +100,7 @@ def rotate(
         rotation per stream, and means (LayerNorm) kept by a basis of contrasts.
     """
     check_params(params, graph)
-    given = [inputs_of(batch) for batch in batches]
-    if not given:
-        raise DataError("no data to rotate by; pass batches of (x, ...)")
-    size = len(jax.tree.leaves(given[0])[0])
-    given = [x for x in given if len(jax.tree.leaves(x)[0]) == size]
+    given = equal_inputs(batches, graph.inputs, empty="no data to rotate by")
     few = jax.tree.map(lambda a: a[:FEW], given[0])
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     names = [g.name for g in graph.free]
@@ -183,14 +178,10 @@ def _grams(
         name: {(operand(prog, i), place): i for i, place in turn.readers.items()}
         for name, turn in turns.items()
     }
-    wanted = [var for found in places.values() for var, _ in found]
-    path = needs(prog, [v for v in wanted if not isinstance(v, Literal)])
+    read = [var for found in places.values() for var, _ in found]
 
     def measured(leaves: Sequence[Any], x: Any) -> dict[str, Any]:
-        env = given_env(prog, leaves, x)
-        for index in path:
-            env.update(whole(prog, index, env))
-        out = {}
+        env, out = evaluated(prog, given_to(prog, leaves, x), read), {}
         for name, found in places.items():
             each = []
             for (var, place), index in found.items():

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
-from cutjax.inputs import inputs_of
+from cutjax.inputs import equal_inputs
 from cutjax.mirror import named_leaves
-from cutjax.recover.follow import stepped
+from cutjax.recover.follow import evaluated, given_to
 from cutjax.recover.norms import Norm, norms_of
-from cutjax.recover.program import Program, needs, program
+from cutjax.recover.program import Program, program
 from cutjax.trace import trace
 
 
@@ -73,11 +73,7 @@ def settle(
         >>> apply(new, x).tolist() == apply(p, x).tolist()
         True
     """
-    given = [inputs_of(batch) for batch in batches]
-    if not given:
-        raise DataError("no data to settle on; pass batches of (x, ...)")
-    size = len(jax.tree.leaves(given[0])[0])
-    given = [x for x in given if len(jax.tree.leaves(x)[0]) == size]
+    given = equal_inputs(batches, empty="no data to settle on")
     # One example tells what is normalised where, at the size of its arrays.
     one = jax.tree.map(lambda a: a[:1], given[0])
     graph = trace(apply, params, *one, on_unknown="pin")
@@ -118,9 +114,7 @@ def _measured(
     """Means and variances of what is normalised, over all data, in double precision."""
 
     def of(leaves: Sequence[Any], inputs: tuple[Any, ...]) -> Any:
-        values = [*leaves, *jax.tree.leaves(inputs)]
-        known = dict(zip(prog.frame.jaxpr.invars, values, strict=True))
-        env = _evaluated(prog, known, variables)
+        env = evaluated(prog, given_to(prog, leaves, inputs), variables)
         pairs = zip(variables, ats, strict=True)
         return [_spread(env[var], at) for var, at in pairs]
 
@@ -190,18 +184,7 @@ def _through(
         for name, i in norm.numbers.items()
     }
     env[norm.x] = jnp.full(norm.x.aval.shape, x, norm.x.aval.dtype)
-    y = np.asarray(_evaluated(prog, env, [norm.y])[norm.y])
+    y = np.asarray(evaluated(prog, env, [norm.y])[norm.y])
     for axis, n in enumerate(norm.at.shape):
         y = y.take([0], axis) if n == 1 else y
     return y
-
-
-def _evaluated(
-    prog: Program, known: Mapping[Any, Any], atoms: Sequence[Any]
-) -> dict[Any, Any]:
-    """Some variables of a program, from its inputs or whatever else is known."""
-    frame, env = prog.frame, dict(known)
-    env |= dict(zip(frame.jaxpr.constvars, frame.consts, strict=True))
-    for index in needs(prog, atoms, known):
-        env.update(stepped(prog, index, env))
-    return env

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.graph import Graph
-from cutjax.recover.follow import whole
+from cutjax.recover.follow import evaluated, given_to
 from cutjax.recover.program import Program
 from cutjax.recover.turned import turned
 from cutjax.recover.turns import Stuck, Turn, turn_of
@@ -21,6 +20,7 @@ SAME = 1e-3
 """The relative difference of outputs up to which they are called the same."""
 
 TRIALS = 3
+"""Sets of noisy parameters, each with a random turn of its own."""
 
 
 def turns_of(
@@ -103,25 +103,16 @@ def _finite(outputs: Sequence[Any]) -> bool:
 
 
 def _values(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
+    every = [var for eqn in prog.frame.jaxpr.eqns for var in eqn.outvars]
+    made: list[Any] = []
+
     def run(leaves: Sequence[Any], inputs: Any) -> list[Any]:
-        env = given_env(prog, leaves, inputs)
-        for index in range(len(prog.frame.jaxpr.eqns)):
-            env.update(whole(prog, index, env))
+        env = evaluated(prog, given_to(prog, leaves, inputs), every)
         made.extend(env)
         return list(env.values())
 
-    made: list[Any] = []
     values = jit(run)(leaves, inputs)
     return dict(zip(made, values, strict=True))
-
-
-def given_env(prog: Program, leaves: Sequence[Any], inputs: Any) -> dict[Any, Any]:
-    """Constants, parameters and inputs, by variable."""
-    jaxpr = prog.frame.jaxpr
-    env = dict(zip(jaxpr.constvars, prog.frame.consts, strict=True))
-    return env | dict(
-        zip(jaxpr.invars, [*leaves, *jax.tree.leaves(inputs)], strict=True)
-    )
 
 
 def gap(got: Sequence[Any], want: Sequence[Any]) -> float:

@@ -11,6 +11,8 @@ from cutjax.dims import Axis, Concat, Leaf, Product, leaves
 from cutjax.graph import Graph
 from cutjax.recover.turns import Turn
 
+Change = Callable[[Shaped[np.ndarray, "... n"]], Shaped[np.ndarray, "... n"]]
+
 
 def turned(
     graph: Graph,
@@ -26,32 +28,33 @@ def turned(
         params: the leaves.
         matrix: orthogonal.
     """
-    new: dict[int, Any] = {}
+    layouts, new = list(graph.axes.values()), {}
 
     def value(number: int) -> Any:
-        return new.get(number, np.asarray(params[number], np.float64))
+        if number not in new:
+            new[number] = np.asarray(params[number], np.float64)
+        return new[number]
+
+    def alter(number: int, change: Change) -> None:
+        new[number] = _each(layouts[number], turn.name, value(number), change)
 
     ones = {scale.number for scale in (*turn.scales, *turn.branches)}
     for scale in turn.scales:
-        shape = np.shape(params[scale.number])
         factor = value(scale.number).ravel() + scale.offset
-        new[scale.number] = np.full(shape, 1 - scale.offset)
+        new[scale.number] = np.full_like(value(scale.number), 1 - scale.offset)
         if scale.shift is not None:
             shift = value(scale.shift)
-            new[scale.shift] = (shift.ravel() / factor).reshape(shift.shape)
+            new[scale.shift] = shift / factor.reshape(shift.shape)
         for number in {turn.kernels[index] for index in scale.readers}:
-            given = graph, number, turn.name, value(number)
-            new[number] = _each(*given, lambda a, f=factor: a * f)
+            alter(number, lambda a, f=factor: a * f)
     for branch in turn.branches:
         factor = value(branch.number).ravel()
-        new[branch.number] = np.ones(np.shape(params[branch.number]))
+        new[branch.number] = np.ones_like(value(branch.number))
         for number in branch.makers:
-            given = graph, number, turn.name, value(number)
-            new[number] = _each(*given, lambda a, f=factor: a * f)
-    for number, axes in enumerate(graph.axes.values()):
+            alter(number, lambda a, f=factor: a * f)
+    for number, axes in enumerate(layouts):
         if number not in ones and any(_holds(axis, turn.name) for axis in axes):
-            given = graph, number, turn.name, value(number)
-            new[number] = _each(*given, lambda a: a @ matrix)
+            alter(number, lambda a: a @ matrix)
     return [
         jnp.asarray(new[i], leaf.dtype) if i in new else leaf
         for i, leaf in enumerate(params)
@@ -62,12 +65,9 @@ def _holds(axis: Axis, name: str) -> bool:
     return any(leaf.name == name for leaf in leaves(axis))
 
 
-Change = Callable[[Shaped[np.ndarray, "... n"]], Shaped[np.ndarray, "... n"]]
-
-
-def _each(graph: Graph, number: int, name: str, leaf: Any, change: Change) -> Any:
+def _each(axes: Sequence[Axis], name: str, leaf: Any, change: Change) -> Any:
     """A parameter changed along each of its axes that hold channels of a group."""
-    for at, axis in enumerate(list(graph.axes.values())[number]):
+    for at, axis in enumerate(axes):
         moved = _along(np.moveaxis(leaf, at, -1), axis, name, change)
         leaf = np.moveaxis(moved, -1, at)
     return leaf

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
-from cutjax.inputs import inputs_of
+from cutjax.inputs import equal_inputs
 from cutjax.mirror import named_leaves
 from cutjax.recover import judge, normal
 from cutjax.recover.ahead import ahead
@@ -223,11 +223,7 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
 def _inputs(
     batches: Iterable[Any], graph: Graph, sharding: Any
 ) -> list[tuple[Any, ...]]:
-    found = [inputs_of(batch, graph.inputs) for batch in batches]
-    if not found:
-        raise DataError("the calibration data is empty; pass batches of (x, ...)")
-    size = len(jax.tree.leaves(found[0])[0])
-    equal = [x for x in found if len(jax.tree.leaves(x)[0]) == size]
+    equal = equal_inputs(batches, graph.inputs, empty="the calibration data is empty")
     return equal if sharding is None else [jax.device_put(x, sharding) for x in equal]
 
 
