@@ -348,16 +348,13 @@ def _full_aval(axes: Axes, arg: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(a.size for a in axes), dtype)
 
 
-def flattened(
-    fn: Callable[..., list], avals: Sequence[Any], number: int, *, unroll: bool = False
-) -> Any:
-    """The jaxpr of `fn` with calls, and scans of layers, that read channels inlined.
+def flattened(fn: Callable[..., list], avals: Sequence[Any], number: int) -> Any:
+    """The jaxpr of `fn` with calls and short scans that read channels inlined.
 
     Args:
         fn: a function of flat arrays that returns a list of arrays.
         avals: their shapes.
         number: how many of them, the first ones, are parameters.
-        unroll: short scans that do the same in every step are inlined, too.
     """
     walker = Walker("pin")
     ins = [
@@ -365,5 +362,5 @@ def flattened(
         for i, a in enumerate(avals)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*avals), ins)
-    evaluator = Evaluator(Kept(), flat=True, unroll=unroll)
+    evaluator = Evaluator(Kept(), flat=True, unroll=True)
     return jax.make_jaxpr(lambda *args: evaluator.run(frame, args))(*avals)

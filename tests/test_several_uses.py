@@ -231,17 +231,3 @@ def test_what_waits_between_readers_is_data_and_no_wide_result():
     _, (out,) = segment(prog, stops, len(stops))(pair, alive)
     np.testing.assert_allclose(out.parent, apply(p, tokens), rtol=1e-4)
     np.testing.assert_allclose(out.child, small(child, tokens), rtol=1e-4)
-
-
-def test_merges_leave_a_recurrence_a_loop():
-    """In steps its kernels would be used in several ways, and so be shared whole."""
-    sizes = {"in": (3, 8), "again": (8, 8), "bias": (8,), "out": (8, 2)}
-    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
-    x = normal(10, 4, 6, 3)
-    graph = cj.trace(recurrent, p, x)
-    assert cj.merge.whole_groups(cj.merge.Network(recurrent, p, graph), x) == {}
-    counts = [
-        len(program(recurrent, graph, {}, (x,), unroll=unroll).frame.sites)
-        for unroll in (False, True)
-    ]
-    assert counts == [1, 19]

@@ -58,8 +58,6 @@ def program(
     graph: Graph,
     keep: Mapping[str, np.ndarray],
     inputs: Sequence,
-    *,
-    unroll: bool = False,
 ) -> Program:
     """Trace, flatten and infer a function over a graph's parameters.
 
@@ -68,7 +66,6 @@ def program(
         graph: its graph.
         keep: the channels that the child keeps.
         inputs: one batch of inputs, or their shapes.
-        unroll: as in `flattened`.
     """
     leaves, tree = jax.tree.flatten(tuple(inputs))
     n = len(graph.shapes)
@@ -78,8 +75,7 @@ def program(
         return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
-    avals = [*graph.shapes.values(), *given]
-    jaxpr = taken_apart(flattened(flat, avals, n, unroll=unroll), n)
+    jaxpr = taken_apart(flattened(flat, [*graph.shapes.values(), *given], n), n)
     walker, table = Walker(graph.on_unknown), {}
     ins = [
         Value(tuple(to_var(walker.solver, a, table) for a in axes), param=i)

@@ -58,7 +58,7 @@ def recovered(
     inputs = _inputs(batches, graph, sharding)
     as_cut = named_leaves(cut_params(params, graph, keep))
     used = needed(graph, tasks)
-    prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=True)
+    prog = program(select(apply, chosen), graph, keep, inputs[0])
     stops = tuple(s for s in stops_of(prog, as_cut) if s.path in used)
     ways = {s.index: way_of(s, len(inputs)) for s in stops}
     parent = list(named_leaves(params).values())
