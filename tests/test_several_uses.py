@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 from test_compensate import normal, off, quick as quick, ridge
 
 import cutjax as cj
+from cutjax.errors import KeepError
+from cutjax.merge.merged import answers
 from cutjax.mirror import named_leaves
 from cutjax.recover.apart import taken_apart
 from cutjax.recover.lockstep import passing, segment
@@ -231,3 +234,44 @@ def test_what_waits_between_readers_is_data_and_no_wide_result():
     _, (out,) = segment(prog, stops, len(stops))(pair, alive)
     np.testing.assert_allclose(out.parent, apply(p, tokens), rtol=1e-4)
     np.testing.assert_allclose(out.child, small(child, tokens), rtol=1e-4)
+
+
+def shared_in_a_loop(slots: np.ndarray) -> tuple[Any, Any]:
+    """What two copies of a recurrence answer, merged, and what each answered."""
+    sizes = {"in": (3, 8), "again": (8, 8), "bias": (8,), "out": (8, 2)}
+    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
+    x = normal(10, 4, 6, 3)
+
+    def apply(p: Any, x: Any) -> tuple[Any, Any]:
+        """Several results of one loop: of the steps, and of the last."""
+
+        def step(h: Any, now: Any) -> tuple[Any, Any]:
+            h = jnp.tanh(now @ p["in"] + h @ p["again"] + p["bias"])
+            return h, h @ p["out"]
+
+        h, each = jax.lax.scan(step, jnp.zeros((len(x), 8)), x.swapaxes(0, 1))
+        return h @ p["out"], each
+
+    graph = cj.trace(apply, p, x)
+    nets = {name: cj.merge.Network(apply, p, graph) for name in ("a", "b")}
+    assert [*cj.merge.whole_groups(nets["a"], x)] == ["in:1"]
+    sharing = {"in:1": dict.fromkeys(nets, slots)}
+    merged = cj.merge.average(nets, sharing, x)
+    return merged.apply(merged.params, x), apply(p, x)
+
+
+@pytest.mark.parametrize("slots", [np.arange(8), np.full(8, cj.merge.OWN)])
+def test_a_loop_that_stays_one_answers_as_before(slots, monkeypatch):
+    monkeypatch.setattr(control, "MOST_STEPS", 1)
+    got, want = shared_in_a_loop(slots)
+    wanted = answers("a", want) | answers("b", want)
+    assert got.keys() == wanted.keys()
+    near = partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(near, dict(got), wanted)
+
+
+def test_what_a_loop_reads_is_not_shared_in_part(monkeypatch):
+    """A network's own channels would not see the shared ones within the loop."""
+    monkeypatch.setattr(control, "MOST_STEPS", 1)
+    with pytest.raises(KeepError, match=r"'in:1' cannot .* within a loop or branch"):
+        shared_in_a_loop(np.where(np.arange(8) < 4, np.arange(8), cj.merge.OWN))

@@ -20,7 +20,7 @@ from cutjax.merge.network import Networks
 from cutjax.merge.sharing import DROPPED, Sharing
 from cutjax.merge.slots import Slots, own_keep, shared_keep, shares, slots_of
 from cutjax.merge.sums import is_scale, layout, mine, summands, summed_axes
-from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, way_of
+from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, summing, way_of
 from cutjax.readers import channel_axes
 from cutjax.recover.program import SAME, Program, needs, program, read
 from cutjax.resize import Evaluator, Reader, kept_of
@@ -94,7 +94,7 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     for prog in own.values():
         check_crossed(shared, prog, free)
     ways = {
-        name: {i: way_of(shared, prog, i, free) for i in prog.frame.sites}
+        name: {i: way_of(shared, prog, i, free) for i in summing(prog.frame)}
         for name, prog in own.items()
     }
     outs = {name: dict(enumerate(p.frame.jaxpr.outvars)) for name, p in own.items()}
@@ -231,9 +231,9 @@ def own_step(
     eqn = prog.frame.jaxpr.eqns[index]
     other = job.shared.frame.jaxpr.eqns[index]
     if way == TAKEN:
-        env.update(
-            (v, shared[w]) for v, w in zip(eqn.outvars, other.outvars, strict=True)
-        )
+        # What is empty on this side is there already.
+        pairs = zip(eqn.outvars, other.outvars, strict=True)
+        env.update({v: shared[w] for v, w in pairs if v not in env})
     elif way == ALONE:
         step(job.all[name] if is_scale(prog, eqn) else prog, index, env)
     else:

@@ -10,6 +10,8 @@ from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import Program
 from cutjax.recover.rows import is_matrix
 from cutjax.resize import Evaluator, Reader, kept_of
+from cutjax.unify import Var
+from cutjax.walk import Frame
 
 MIXING, SUMMED, ALONE, TAKEN = "mixing", "summed", "alone", "taken"
 """How a network's side gets the result of an equation: from both operands by a kernel
@@ -19,6 +21,23 @@ or by a sum, from its own, or as it is on the shared side."""
 def at_width(prog: Program, keep: Mapping[str, np.ndarray]) -> Program:
     """A program at other widths."""
     return prog._replace(evaluator=Evaluator(kept_of(prog.groups, keep)))
+
+
+def summed_by(frame: Frame, index: int) -> list[Var]:
+    """The axes that an equation sums over; of a loop or a branch, all within it."""
+    site = frame.sites.get(index)
+    found = [] if site is None else [*site.inner]
+    for sub in frame.subs.get(index, ()):
+        found += [axis for at in summing(sub) for axis in summed_by(sub, at)]
+    return found
+
+
+def summing(frame: Frame) -> list[int]:
+    """The equations that sum over axes.
+
+    A loop that stays one is a single equation: nothing within it reads both sides.
+    """
+    return [i for i in sorted({*frame.sites, *frame.subs}) if summed_by(frame, i)]
 
 
 def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> str:
@@ -33,22 +52,27 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
     Raises:
         Torn: a sum over channels of which some are shared, and no kernel mixes them.
     """
-    reader = own.reader(index)
-    found = channels_of(own, reader.site.inner, free)
+    eqn = own.frame.jaxpr.eqns[index]
+    found = channels_of(own, summed_by(own.frame, index), free)
     split = [n for n in found if _width(shared, n) and _width(own, n)]
     whole = [n for n in found if _width(shared, n) and n not in split]
-    made = {n for v in reader.outs for n in channels_of(own, v.dims, free)}
-    if (not split and not whole) or any(_width(own, n) == 0 for n in made):
+    # A loop makes several results: what is empty of one says nothing of the others.
+    values = [own.frame.values[var] for var in eqn.outvars]
+    outs = [channels_of(own, v.dims, free) for v in values]
+    made = [names for names in outs if all(_width(own, n) for n in names)]
+    if (not split and not whole) or not made:
         return ALONE  # nothing that it reads is shared, or nothing that it makes is own
-    if is_sum(reader):
+    reader = own.reader(index) if index in own.frame.sites else None
+    if reader is not None and is_sum(reader):
         return SUMMED
-    if is_matrix(reader) and _plain_kernel(own, reader):
+    if reader is not None and is_matrix(reader) and _plain_kernel(own, reader):
         if split and not _one_axis(own, reader, free):
-            raise Torn(found, "two groups are merged in one contraction", reader.eqn)
+            raise Torn(found, "two groups are merged in one contraction", eqn)
         return MIXING
-    if not split and not made:
+    if not split and not any(made):
         return TAKEN
-    raise Torn([*split, *whole], "no kernel mixes them here", reader.eqn)
+    where = "here" if reader is not None else "within a loop or branch"
+    raise Torn([*split, *whole], f"no kernel mixes them {where}", eqn)
 
 
 def _plain_kernel(prog: Program, reader: Reader) -> bool:

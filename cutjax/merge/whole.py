@@ -11,7 +11,7 @@ from cutjax.merge.average import in_several_ways, one_axis
 from cutjax.merge.crossed import Torn, across, channels_of
 from cutjax.merge.join import needed
 from cutjax.merge.network import Network
-from cutjax.merge.ways import at_width, way_of
+from cutjax.merge.ways import at_width, summing, way_of
 from cutjax.recover.program import Program, program
 
 DEAD = "all that it enters is shared whole"
@@ -93,14 +93,14 @@ def _summed(
     prog: Program, own: Program, free: Collection[str]
 ) -> Iterator[tuple[str, str]]:
     """What is summed, or where that is shared whole, what the sum makes."""
-    for index in prog.frame.sites:
-        reader = prog.reader(index)
+    for index in summing(prog.frame):
         try:
             way_of(prog, own, index, free)
         except Torn as torn:
-            made = [n for v in reader.outs for n in channels_of(prog, v.dims, free)]
+            values = _made(prog, index)
+            made = [n for v in values for n in channels_of(prog, v.dims, free)]
             split = [n for n in torn.groups if own.evaluator.k.count(own.groups[n])]
-            line = user_line(reader.eqn.source_info)
+            line = user_line(prog.frame.jaxpr.eqns[index].source_info)
             for name in split or made:
                 yield name, f"read without a kernel, at {line}"
 
