@@ -57,9 +57,9 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
     split = [n for n in found if _width(shared, n) and _width(own, n)]
     whole = [n for n in found if _width(shared, n) and n not in split]
     # A loop makes several results: what is empty of one says nothing of the others.
-    values = [own.frame.values[var] for var in eqn.outvars]
-    outs = [channels_of(own, v.dims, free) for v in values]
-    made = [names for names in outs if all(_width(own, n) for n in names)]
+    outs = [own.frame.values[var].dims for var in eqn.outvars]
+    some = [dims for dims in outs if all(map(own.evaluator.k.count, dims))]
+    made = [channels_of(own, dims, free) for dims in some]
     if (not split and not whole) or not made:
         return ALONE  # nothing that it reads is shared, or nothing that it makes is own
     reader = own.reader(index) if index in own.frame.sites else None

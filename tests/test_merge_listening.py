@@ -1,0 +1,94 @@
+"""Channels shared in part, on all nets: against every equation run side by side."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from laws.merging import listening, shared_of
+from laws.tools import free, run
+from nets import NETS
+from test_merge import alike, rescaled
+
+import cutjax as cj
+from cutjax.errors import KeepError
+from cutjax.merge import DROPPED, OWN, Network, join, whole_groups
+from cutjax.merge.merged import answers
+from cutjax.merge.ways import ALONE
+
+NAMES = ("one", "two")
+
+
+def in_place(rng: Any, size: int) -> dict[str, np.ndarray]:
+    """Whole, own, or some of each; alike for both networks, no channel moved."""
+    some = rng.permutation(size) < max(1, size // 3)
+    kinds = [np.ones(size, bool), np.zeros(size, bool), some, some]
+    slots = np.where(kinds[rng.integers(4)], np.arange(size), OWN)
+    return dict.fromkeys(NAMES, slots)
+
+
+def anyhow(rng: Any, size: int) -> dict[str, np.ndarray]:
+    """Each network its own way; several channels may meet, some are gone."""
+    places = np.array([OWN, OWN, DROPPED, *rng.permutation(size)[: (size + 1) // 2]])
+    return {name: rng.choice(places, size) for name in NAMES}
+
+
+def merges(average: Any, net: Any, seed: int) -> Any:
+    """Merged networks, of several ways those that can be."""
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    params = (net.params, rescaled(net.params, 1))
+    made = [Network(net.apply, p, graph) for p in params]
+    networks = dict(zip(NAMES, made, strict=True))
+    whole = whole_groups(networks["one"], net.inputs)
+    for draw in (in_place, anyhow):
+        rng = np.random.default_rng(seed)
+        sharing = {
+            group.name: draw(rng, group.size)
+            if group.name not in whole and group.size > 1
+            else dict.fromkeys(NAMES, np.arange(group.size))
+            for group in free(graph)
+        }
+        try:
+            yield networks, sharing, average(networks, sharing, net.inputs)
+        except KeepError:
+            if draw is in_place:
+                raise
+
+
+def check(average: Any, net: Any, seed: int) -> None:
+    for networks, sharing, merged in merges(average, net, seed):
+        found = run(merged.apply, merged.params, *net.inputs)
+        shared = shared_of(networks, sharing, net.inputs)
+        for name, network in networks.items():
+            slots = {group: to[name] for group, to in sharing.items()}
+            want = run(partial(listening, network, slots, shared), *net.inputs)
+            for task, answer in answers(name, want).items():
+                alike(found[task], answer)
+
+
+def by_turns() -> list[Any]:
+    """Every sixth net by default, and one whose stream lies beside another's."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if i % 6 else ())
+        for i, name in enumerate(sorted(NETS, key="option_a".__ne__))
+    ]
+
+
+@pytest.mark.parametrize("name", by_turns())
+def test_a_network_reads_what_is_shared_and_its_own(name):
+    check(cj.merge.average, NETS[name](), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "broken"),
+    [
+        ("option_a", "way_of", lambda *_: ALONE),  # nothing shared is read
+        ("convnext", "summands", lambda shared, own, picked: own),  # nor summed
+    ],
+)
+def test_saboteur_a_network_reads_its_own_alone(name, what, broken, monkeypatch):
+    monkeypatch.setattr(join, what, broken)
+    with pytest.raises(AssertionError):
+        check(cj.merge.average, NETS[name](), 0)
