@@ -20,7 +20,7 @@ import numpy as np
 from cutjax._compat import Literal, scan_counts
 from cutjax.dims import Axis, count, leaves
 from cutjax.unify import Var
-from cutjax.zeros import KEEPS, PRODUCTS, SCALARS
+from cutjax.zeros import KEEPS, OTHERS, PRODUCTS
 
 INPUTS = -1
 """The number of the inputs among what feeds a node."""
@@ -256,7 +256,7 @@ def _joined(eqn: Any, args: Sequence[Reach]) -> Reach:
     if eqn.primitive is jax.lax.div_p or eqn.primitive is jax.lax.pow_p:
         return Reach(bits, args[0].const)
     # A scalar beside an array (`max(x, 0)`) may keep its zeros.
-    test = SCALARS.get(eqn.primitive)
+    test = OTHERS.get(eqn.primitive)
     const = False
     for at, (atom, arg) in enumerate(zip(eqn.invars, args, strict=True)):
         plain = isinstance(atom, Literal) and not np.ndim(atom.val)

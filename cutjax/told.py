@@ -101,9 +101,28 @@ def ordered(walker: Walker) -> dict[Var, str]:
     found: dict[Var, str] = {}
     for frame, index, atom in _meetings(walker):
         for leaf in {v for d in frame.read(atom).dims for v in held(d)} - found.keys():
-            free = leaf.size > 1 and not leaf.pins
-            if free and settle(ask, Node(frame, atom, leaf), memo):
+            if _free(leaf) and settle(ask, Node(frame, atom, leaf), memo):
                 found[leaf] = line_of(frame.where(index))
+    return {**_picked(walker, held), **found}
+
+
+def _free(leaf: Var) -> bool:
+    return leaf.size > 1 and not leaf.pins
+
+
+def _picked(walker: Walker, held: Held) -> dict[Var, str]:
+    """Axes of which constant indices say where in an axis that stays whole they are."""
+    found: dict[Var, str] = {}
+    for frame in walker.frames:
+        for index, eqn in enumerate(frame.jaxpr.eqns):
+            if eqn.primitive is not jax.lax.gather_p or index in frame.subs:
+                continue
+            value = frame.values[eqn.outvars[0]]
+            there = {v for d in frame.read(eqn.invars[0]).dims for v in held(d)}
+            made = {v for d in value.dims for v in held(d)} - there
+            if value.index is not None:
+                line = line_of(frame.where(index))
+                found.update({v: line for v in made - found.keys() if _free(v)})
     return found
 
 

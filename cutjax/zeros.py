@@ -40,8 +40,8 @@ PRODUCTS = {
 } - {None}
 """Zero where one operand is."""
 
-# What a scalar beside the array must be for zero to stay zero, by position.
-SCALARS: dict[Any, Callable[[int, float], bool]] = {
+# What an operand without the channels must be for zero to stay zero, by position.
+OTHERS: dict[Any, Callable[[int, float], bool]] = {
     jax.lax.max_p: lambda at, value: value <= 0,
     jax.lax.min_p: lambda at, value: value >= 0,
     jax.lax.clamp_p: lambda at, value: value <= 0 if at == 0 else value >= 0,
@@ -130,26 +130,31 @@ def ask_zero(held: Held, node: Node) -> Answer:
     if not kids:
         spread = eqn.primitive is jax.lax.broadcast_in_dim_p
         return YES if spread and _is_zero(frame.read(operands[0]).known) else NO
-    return (all, kids) if eqn.primitive in KEEPS and _scalars_fit(frame, eqn) else NO
+    keeps = eqn.primitive in KEEPS and _others_fit(held, node, eqn)
+    return (all, kids) if keeps else NO
 
 
 def _is_zero(known: Any) -> bool:
     return known is not None and bool(known == 0)
 
 
-def _scalars_fit(frame: Frame, eqn: Any) -> bool:
-    """Whether the scalars beside an array leave a zero where it is."""
+def _others_fit(held: Held, node: Node, eqn: Any) -> bool:
+    """Whether what is the same for all channels leaves a zero where it is."""
     if eqn.primitive is jax.lax.integer_pow_p:
         return eqn.params["y"] > 0
-    fits = SCALARS.get(eqn.primitive)
+    fits = OTHERS.get(eqn.primitive)
     if fits is None:
         return True
-    known = [frame.read(a).known for a in eqn.invars if not frame.read(a).dims]
-    at = [i for i, a in enumerate(eqn.invars) if not frame.read(a).dims]
+    frame, _, leaf = node
+    others = {
+        i: frame.read(atom).known
+        for i, atom in enumerate(eqn.invars)
+        if (eqn.primitive, i) != (jax.lax.select_n_p, 0)
+        and not holds(held, frame, atom, leaf)
+    }
     return all(
         value is not None and not np.iscomplexobj(value) and fits(i, float(value))
-        for i, value in zip(at, known, strict=True)
-        if (eqn.primitive, i) != (jax.lax.select_n_p, 0)
+        for i, value in others.items()
     )
 
 

@@ -29,6 +29,20 @@ def outer(p: Any, x: Any) -> Any:
     return jnp.einsum("btc,btd->bcd", h, h).reshape(len(x), -1) @ p["b"]
 
 
+def summed(p: Any, x: Any) -> Any:
+    """Tokens that are a group, beside those of the input, which are none."""
+    made = jnp.einsum("bsc,st->btc", x, p["m"])
+    h = jax.nn.relu(jnp.concatenate([x, made], 1) @ p["a"])
+    return jnp.tanh(h.sum(-1)) @ p["b"]
+
+
+def mixed(p: Any, x: Any) -> Any:
+    """The same, read by a kernel."""
+    made = jnp.einsum("bsc,st->btc", x, p["m"])
+    h = jax.nn.relu(jnp.concatenate([x, made], 1) @ p["a"])
+    return jnp.einsum("btc,tco->bo", jnp.tanh(h @ p["c"]), p["b"])
+
+
 def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.PRNGKey(seed), shape)
 
@@ -37,6 +51,11 @@ X = normal(9, 5, 4, 3)
 CASES = {
     tokens: {"a": normal(0, 3, 8), "m": normal(1, 4, 6), "b": normal(2, 8, 5)},
     outer: {"a": normal(0, 3, 4), "b": normal(1, 16, 2)},
+    summed: {"a": normal(0, 3, 8), "m": normal(1, 4, 5), "b": normal(2, 9, 2)},
+    mixed: {
+        **{"a": normal(0, 3, 8), "m": normal(1, 4, 5), "c": normal(2, 8, 4)},
+        "b": normal(3, 9, 4, 2),
+    },
 }
 KINDS = {
     "shared": lambda n: np.arange(n),

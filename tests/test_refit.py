@@ -295,6 +295,28 @@ def test_every_group_of_a_grouped_convolution_has_its_own_fit():
     assert fit.features == 3
 
 
+def test_rows_may_be_fewer_where_more_is_made_than_read():
+    """Tokens are a group too: the parent is asked for those that the child has."""
+
+    def apply(p, x):
+        h = jnp.tanh(jnp.einsum("bsc,st->btc", x, p["tokens"]) @ p["in"])
+        wide = jnp.tanh(h @ p["up"])
+        return jnp.einsum("btc,tco->bo", wide, p["head"])
+
+    sizes = {"tokens": (6, 5), "in": (7, 4), "up": (4, 9), "head": (5, 9, 2)}
+    p = {n: normal(i, *s) for i, (n, s) in enumerate(sizes.items())}
+    x = normal(9, 60, 6, 7)
+    graph = cj.trace(apply, p, x)
+    keep = {"tokens:1": off(5, 1, 4), "in:1": off(4, 2)}
+    got, _ = cj.compensate(apply, p, graph, keep, [x], damping=1e-3, **QUIET)
+    full = np.tanh(
+        np.einsum("bsc,st->btc", x.astype(np.float64), p["tokens"]) @ p["in"]
+    )
+    rows = full[:, keep["tokens:1"]].reshape(-1, 4)
+    mix = ridge(rows[:, keep["in:1"]], rows, np.eye(4)[keep["in:1"]], 1e-3)
+    np.testing.assert_allclose(got["up"], mix @ p["up"], atol=2e-3)
+
+
 @pytest.mark.parametrize(
     "name", ["mobilenet", "stacked_layers", "albert", "moe_top2", "decoder", "lstm"]
 )

@@ -238,6 +238,18 @@ def test_what_is_in_the_way_is_said():
     assert not found.energy
 
 
+def test_a_branch_may_be_scaled_by_more_than_its_channels():
+    """One number per position and channel cannot go into a kernel."""
+    apply, params, x = residual(NORMS["rms"])
+    x = x.reshape(-1, 4, STREAM)
+    sizes = np.random.default_rng(2).uniform(0.5, 2, (4, STREAM))
+    params = {**params, "branch": jnp.asarray(sizes, jnp.float32)}
+    _, found = turn(apply, params, x)
+    assert found.left["in:1"].startswith("more than linear maps")
+    params = {**params, "branch": params["branch"][0]}
+    assert "in:1" in turn(apply, params, x)[1].energy
+
+
 def test_only_the_groups_that_are_named():
     net = NETS["grouped_rotary"]()
     _, found = turn(net.apply, net.params, *net.inputs, groups=["v:2"])

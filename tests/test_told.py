@@ -107,6 +107,22 @@ def test_what_cannot_be_looked_at_may_differ():
     assert found[0]
 
 
+@pytest.mark.parametrize("order", [[2, 1, 0], [0, 2, 0, 1, 2]])
+def test_what_is_picked_from_an_axis_that_stays_whole_has_places(order):
+    """Blue, green, red: colours may go, but not change places."""
+    p, index = {"a": normal(0, len(order), 6), "b": normal(1, 6, 2)}, np.array(order)
+
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.tanh(x[..., index] @ p["a"]) @ p["b"]
+
+    graph = cj.trace(apply, p, X)
+    assert graph["a:0"].pinned is None
+    assert "test_told.py" in str(graph["a:0"].ordered)
+    assert graph["a:1"].ordered is None
+    with pytest.raises(KeepError, match="a constant tells them apart"):
+        cj.merge.permute(p, graph, {"a:0": np.roll(np.arange(len(order)), 1)})
+
+
 def test_words_and_files_say_so():
     graph = traced(MADE["added"])
     assert "in order: a constant tells them apart" in graph.explain("a:1")

@@ -73,6 +73,7 @@ NOT = {
     "sigmoid": weighted(jax.nn.sigmoid),
     "exp": weighted(jnp.exp),
     "shifted": weighted(lambda h: h + 1),
+    "shifted by position": weighted(lambda h: h + jnp.arange(1.0, 6)[:, None]),
     "raised": weighted(lambda h: jnp.maximum(h, 0.5)),
     "counted": weighted(lambda h: (h >= 0).astype(jnp.float32)),
     "chosen": weighted(lambda h: jnp.where(h > 1, h, 1.0)),

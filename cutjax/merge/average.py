@@ -193,11 +193,14 @@ def _reading(
     axes, leaf = net.graph.axes[path], net.leaves[path]
     whole = summed(np.array(leaf, np.float32), axes, slots, read)
     free = [group.name for group in net.graph.free]
+    alone = [
+        beside(axis, free) if i in read else np.ones(axis.size, bool)
+        for i, axis in enumerate(axes)
+    ]
+    if not all(fixed.all() for fixed in alone):
+        # What lies beside channels and is of no group, the own side reads.
+        whole[np.ix_(*alone)] = 0
     for i, axis in enumerate(axes):
-        fixed = beside(axis, free)
-        if i in read and not fixed.all():
-            # What lies beside channels and is of no group, the own side reads.
-            whole[(slice(None),) * i + (fixed,)] = 0
         stays = kept(axis, job.common if i in read else job.keeps[name])
         whole = np.take(whole, np.flatnonzero(stays), i)
     return jnp.asarray(whole, leaf.dtype)

@@ -13,20 +13,28 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from cutjax._compat import bind, primitive, scope_of, user_line
+from cutjax._compat import bind, scope_of, user_line
 from cutjax.errors import MismatchError
-from cutjax.merge.crossed import Torn, channels_of, check_crossed
+from cutjax.merge.crossed import channels_of, check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.sharing import DROPPED, Sharing
 from cutjax.merge.slots import Slots, own_keep, shared_keep, shares, slots_of
-from cutjax.merge.sums import is_scale, layout, mine, summands, summed_axes
-from cutjax.merge.ways import ALONE, MIXING, SUMMED, TAKEN, at_width, summing, way_of
+from cutjax.merge.sums import alone, is_scale, layout, mine, summands, summed_axes
+from cutjax.merge.ways import (
+    ALONE,
+    AT_ANY_WIDTH,
+    MIXING,
+    SUMMED,
+    TAKEN,
+    at_width,
+    summing,
+    way_of,
+)
 from cutjax.readers import channel_axes
-from cutjax.recover.program import SAME, Program, needs, program, read
+from cutjax.recover.program import Program, needs, program, read
 from cutjax.resize import Evaluator, Reader, kept_of
+from cutjax.shrink import take
 from cutjax.unify import leaf_vars
-
-TRANSPOSE = primitive("transpose")
 
 
 class Joint(NamedTuple):
@@ -233,13 +241,15 @@ def own_step(
     if way == TAKEN:
         # What is empty on this side is there already.
         pairs = zip(eqn.outvars, other.outvars, strict=True)
-        env.update({v: shared[w] for v, w in pairs if v not in env})
+        env.update(
+            {v: facing(job, name, v, shared[w]) for v, w in pairs if v not in env}
+        )
     elif way == ALONE:
         step(job.all[name] if is_scale(prog, eqn) else prog, index, env)
     else:
         if way == SUMMED:
             args = [
-                summands(read(shared, a), read(env, b), picked(job, name, index, at))
+                terms(job, name, index, at, read(shared, a), read(env, b))
                 for at, (a, b) in enumerate(zip(other.invars, eqn.invars, strict=True))
             ]
         else:
@@ -249,17 +259,49 @@ def own_step(
         env.update(zip(eqn.outvars, outs, strict=True))
 
 
-def picked(job: Joint, name: str, index: int, at: int) -> dict[int, np.ndarray]:
-    """Along the axes of an operand of a sum that have channels: the shared ones of a
-    network."""
+def facing(
+    job: Joint, name: str, var: Any, value: Any, within: Collection[int] = ()
+) -> Any:
+    """A shared array at what a network's side has: beside channels, what is of none.
+
+    Had it channels of its own there, they would lie across the shared ones.
+
+    Args:
+        job: the merged architecture.
+        name: the network.
+        var: the array, as its side knows it.
+        value: on the shared side.
+        within: axes that stay as they are.
+    """
+    prog, free = job.own[name], job.keeps[name]
+    axes, dims = layout(prog, var), prog.frame.read(var).dims
+    for axis, dim in enumerate(dims):
+        if axis not in within and channels_of(prog, [dim], free):
+            value = take(value, alone(axes[axis], job.common, free), axis)
+    return value
+
+
+def terms(job: Joint, name: str, index: int, at: int, shared: Any, own: Any) -> Any:
+    """What a network sums: of an operand of an equation, its shared channels and own.
+
+    Args:
+        job: the merged architecture.
+        name: the network.
+        index: of the equation.
+        at: of the operand.
+        shared: its value on the shared side.
+        own: on the network's.
+    """
     prog = job.own[name]
     reader, free = prog.reader(index), job.keeps[name]
-    dims, axes = reader.ins[at].dims, layout(prog, reader.eqn.invars[at])
-    return {
-        axis: mine(axes[axis], job.slots[name], job.common, free)
-        for axis in summed_axes(reader, at)
-        if channels_of(prog, [dims[axis]], free)
+    var, axes = reader.eqn.invars[at], summed_axes(reader, at)
+    lies = layout(prog, var)
+    picked = {
+        axis: mine(lies[axis], job.slots[name], job.common, free)
+        for axis in axes
+        if channels_of(prog, [reader.ins[at].dims[axis]], free)
     }
+    return summands(facing(job, name, var, shared, axes), own, picked)
 
 
 def operands(
@@ -276,10 +318,11 @@ def operands(
     data, kernel = reader.eqn.invars[at], reader.eqn.invars[1 - at]
     both = job.shared.frame.jaxpr.eqns[index].invars[at]
     path = prog.paths[prog.origins[kernel]]
-    sides = [(shared[both], moved(job, name, index, reads[path]))]
+    axes = [channel_axes(reader, operand) for operand in (at, 1 - at)]
+    given = facing(job, name, data, shared[both], axes[0])
+    sides = [(given, moved(job, name, index, reads[path]))]
     if 0 not in env[data].shape and 0 not in env[kernel].shape:
         sides.append((env[data], read(env, kernel)))
-    axes = [channel_axes(reader, operand) for operand in (at, 1 - at)]
     if len(sides) == 1:
         found = sides[0]
     else:
@@ -305,20 +348,16 @@ def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:
     prog = job.own[name]
     reader, kernel = prog.reader(index), prog.kernel(index)
     env = {prog.frame.jaxpr.invars[prog.origins[kernel]]: leaf}
-    inner, made = (
-        {prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)}
-        for dims in (reader.site.inner, reader.outs[0].dims)
-    )
+    dims = reader.site.inner
+    inner = {prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)}
     keep = {n: mask for n, mask in job.keeps[name].items() if n not in inner}
     keep |= {n: mask for n, mask in job.common.items() if n in inner}
     evaluator = Evaluator(kept_of(prog.groups, keep))
     for at in needs(prog, [kernel], known=env):
         eqn = prog.frame.jaxpr.eqns[at]
         args = [read(env, atom) for atom in eqn.invars]
-        if eqn.primitive in (*SAME, TRANSPOSE):
+        if eqn.primitive in AT_ANY_WIDTH:
             outs = bind(eqn, args, eqn.params)
-        elif both := inner & made & {*job.common}:
-            raise Torn(sorted(both), "the kernel reads and makes it", reader.eqn)
         else:
             outs = evaluator.step(prog.frame, at, eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))

@@ -81,6 +81,25 @@ def mine(
     return (np.cumsum(kept(axis, common)) - 1)[at]
 
 
+def alone(
+    axis: Axis, common: Mapping[str, Bool[np.ndarray, "_"]], free: Collection[str]
+) -> Int[np.ndarray, "_"]:
+    """The positions of an axis at the shared width that are of none of some groups.
+
+    Args:
+        axis: the layout.
+        common: by group, the positions that are shared.
+        free: the groups.
+
+    Example:
+        >>> axis = Concat((Leaf("g", 3), Fixed(2)))
+        >>> alone(axis, {"g": np.array([True, False, True])}, ["g"]).tolist()
+        [2, 3]
+    """
+    rank = np.cumsum(kept(axis, common)) - 1
+    return rank[beside(axis, free)]
+
+
 def summands(
     shared: Shaped[Array | np.ndarray, "..."],
     own: Shaped[Array | np.ndarray, "..."],

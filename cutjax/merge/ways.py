@@ -4,14 +4,18 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from cutjax._compat import primitive
 from cutjax.merge.crossed import Torn, across, channels_of
 from cutjax.merge.sums import is_sum
 from cutjax.readers import channel_axes, is_conv
-from cutjax.recover.program import Program
+from cutjax.recover.program import SAME, Program, needs
 from cutjax.recover.rows import is_matrix
 from cutjax.resize import Evaluator, Reader, kept_of
 from cutjax.unify import Var
 from cutjax.walk import Frame
+
+AT_ANY_WIDTH = SAME | {primitive("transpose")}
+"""What needs not know which channels an array has."""
 
 MIXING, SUMMED, ALONE, TAKEN = "mixing", "summed", "alone", "taken"
 """How a network's side gets the result of an equation: from both operands by a kernel
@@ -65,14 +69,17 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
     reader = own.reader(index) if index in own.frame.sites else None
     if reader is not None and is_sum(reader):
         return SUMMED
+    why = "no kernel mixes them " + ("here" if reader else "within a loop or branch")
     if reader is not None and is_matrix(reader) and _plain_kernel(own, reader):
+        both = set(found) & {n for names in made for n in names}
         if split and not _one_axis(own, reader, free):
             raise Torn(found, "two groups are merged in one contraction", eqn)
-        return MIXING
-    if not split and not any(made):
+        if not both or _moves(own, index):
+            return MIXING
+        why = "the kernel reads and makes it"
+    if not split and not any(_width(own, n) for names in made for n in names):
         return TAKEN
-    where = "here" if reader is not None else "within a loop or branch"
-    raise Torn([*split, *whole], f"no kernel mixes them {where}", eqn)
+    raise Torn([*split, *whole], why, eqn)
 
 
 def _plain_kernel(prog: Program, reader: Reader) -> bool:
@@ -80,6 +87,18 @@ def _plain_kernel(prog: Program, reader: Reader) -> bool:
     if reader.eqn.invars[1 - reader.site.at] not in prog.origins:
         return False
     return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
+
+
+def _moves(prog: Program, index: int) -> bool:
+    """Whether a kernel that reads and makes a group can be made of its parameter.
+
+    Its two axes would be cut differently, which an equation on its way (a layer of a
+    stack that is picked) cannot: there an axis is known by its group alone.
+    """
+    kernel, eqns = prog.kernel(index), prog.frame.jaxpr.eqns
+    param = prog.frame.jaxpr.invars[prog.origins[kernel]]
+    way = needs(prog, [kernel], known=[param])
+    return all(eqns[at].primitive in AT_ANY_WIDTH for at in way)
 
 
 def _width(prog: Program, name: str) -> int:

@@ -17,6 +17,7 @@ from cutjax.dims import kept, leaves
 from cutjax.merge import DROPPED
 from cutjax.merge.average import read_axes
 from cutjax.merge.permute import places
+from cutjax.merge.slots import beside
 from cutjax.merge.sums import layout
 from cutjax.merge.ways import at_width
 from cutjax.recover.program import program, read, terminals
@@ -78,13 +79,16 @@ def listening(network: Any, slots: Any, shared: Shared, *inputs: Any) -> Any:
     def overwritten(axes: Any, mine: Any, made: Any) -> Any:
         if not {x.name for axis in axes for x in leaves(axis)} & names:
             return mine
-        at, from_ = [], []
+        at, from_, alone = [], [], []
         for axis in axes:
             to = places(axis, slots)[kept(axis, here)]
             rank = np.cumsum(kept(axis, shared.keep)) - 1
             at.append(np.flatnonzero(to >= 0))
             from_.append(rank[to[to >= 0]])
-        return jnp.asarray(mine).at[np.ix_(*at)].set(made[np.ix_(*from_)])
+            alone.append(np.flatnonzero(beside(axis, names)[kept(axis, here)]))
+        new = jnp.asarray(mine).at[np.ix_(*at)].set(made[np.ix_(*from_)])
+        # What is of no group along any axis is each network's.
+        return new.at[np.ix_(*alone)].set(jnp.asarray(mine)[np.ix_(*alone)])
 
     own = []
     for i, (path, axes) in enumerate(graph.axes.items()):
