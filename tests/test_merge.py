@@ -227,6 +227,22 @@ def test_what_lies_beside_channels_is_read_once(kept):
         np.testing.assert_allclose(out, apply(params, X), rtol=1e-4, atol=1e-5)
 
 
+def test_a_tied_kernel_makes_what_lies_beside_channels():
+    """The pictures themselves are appended, read, and made again by the transpose."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.concatenate([jax.nn.relu(x @ p["a"]), x], -1)
+        return jnp.tanh(jnp.tanh(h @ p["w"]) @ p["w"].T) @ p["b"]
+
+    shapes = {"a": (5, 6), "w": (11, 4), "b": (11, 2)}
+    p = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    networks = dict.fromkeys("ab", Network(apply, p, cj.trace(apply, p, X)))
+    assert {*cj.merge.whole_groups(networks["a"], X)} == {"a:1", "w:1"}
+    merged = cj.merge.average(networks, {}, X)
+    for out in run(merged.apply, merged.params, X).values():
+        np.testing.assert_allclose(out, apply(p, X), rtol=1e-4, atol=1e-5)
+
+
 def test_a_tied_kernel_is_shared_in_part():
     """An embedding that is the head as well: equal networks stay what they were."""
 

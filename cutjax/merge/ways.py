@@ -70,14 +70,17 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
     if reader is not None and is_sum(reader):
         return SUMMED
     why = "no kernel mixes them " + ("here" if reader else "within a loop or branch")
+    names = [name for names in made for name in names]
+    none = not split and not any(_width(own, name) for name in names)
+    if none and names:
+        return TAKEN  # its own would be only what lies beside channels
     if reader is not None and is_matrix(reader) and _plain_kernel(own, reader):
-        both = set(found) & {n for names in made for n in names}
         if split and not _one_axis(own, reader, free):
             raise Torn(found, "two groups are merged in one contraction", eqn)
-        if not both or _moves(own, index):
+        if not set(found) & set(names) or _moves(own, index):
             return MIXING
         why = "the kernel reads and makes it"
-    if not split and not any(_width(own, n) for names in made for n in names):
+    if none:
         return TAKEN
     raise Torn([*split, *whole], why, eqn)
 

@@ -23,13 +23,14 @@ def check_read(seen: Seen, graph: Graph, what: str) -> None:
     """Check that every group is read where its values can be seen.
 
     Raises:
-        DataError: names a group that is read inside of a loop only.
+        DataError: names a group that no kernel reads, or only inside of a loop.
     """
     for group in graph.free:
         if group.name not in seen.activations:
             raise DataError(
-                f"{what}: what is read of group {group.name!r} cannot be seen (inside "
-                "of a loop or branch); use taylor or fisher, or keep it: "
+                f"{what}: what is read of group {group.name!r} cannot be seen (no "
+                "kernel reads it, or only inside of a loop or branch); use taylor or "
+                "fisher, or keep it: "
                 f"trace(..., pin=({group.name!r},))"
             )
 
