@@ -31,7 +31,13 @@ def keeps(graph: Any) -> st.SearchStrategy[dict[str, np.ndarray]]:
     return st.fixed_dictionaries({g.name: some(g.size) for g in laws.free(graph)})
 
 
-@pytest.mark.parametrize("name", list(NETS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if i % 3 else ())
+        for i, name in enumerate(NETS)
+    ],
+)
 def test_any_keep(name: str) -> None:
     net = NETS[name]()
 

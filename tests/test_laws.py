@@ -118,7 +118,7 @@ def test_two_batches_compile_once(name: str) -> None:
     laws.check_compiles_once(CJ, NETS[name](), 0)
 
 
-@every
+@by_turns(1)
 def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 

@@ -92,6 +92,7 @@ def alone(
         free: the groups.
 
     Example:
+        >>> from cutjax.dims import Concat
         >>> axis = Concat((Leaf("g", 3), Fixed(2)))
         >>> alone(axis, {"g": np.array([True, False, True])}, ["g"]).tolist()
         [2, 3]

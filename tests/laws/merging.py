@@ -69,42 +69,69 @@ def _mean(networks: Any, sharing: Any, path: str, along: Any) -> Any:
     return jnp.asarray(total / np.maximum(weight, 1), first.dtype)
 
 
-def listening(network: Any, slots: Any, shared: Shared, *inputs: Any) -> Any:
-    """What a network answers, its shared channels overwritten by the shared side."""
-    graph, names = network.graph, {group.name for group in free(network.graph)}
+class Seats(NamedTuple):
+    """Where the channels of a network sit among the shared ones, by group."""
+
+    slots: dict[str, np.ndarray]
+    here: dict[str, np.ndarray]
+    shared: dict[str, np.ndarray]
+    free: set[str]
+
+
+def overwritten(
+    seats: Seats, axes: Any, mine: Any, made: Any, *, whole: bool = False
+) -> Any:
+    """An array of a network with what the shared side made of it.
+
+    What is of no group along any axis stays each network's, unless `whole`.
+    """
+    groups = {x.name for axis in axes for x in leaves(axis)} & seats.free
+    if not groups and not whole:
+        return mine
+    at, from_, alone = [], [], []
+    for axis in axes:
+        here = kept(axis, seats.here)
+        to = places(axis, seats.slots)[here]
+        rank = np.cumsum(kept(axis, seats.shared)) - 1
+        at.append(np.flatnonzero(to >= 0))
+        from_.append(rank[to[to >= 0]])
+        alone.append(np.flatnonzero(beside(axis, seats.free)[here]))
+    mine = jnp.asarray(mine)
+    new = mine.at[np.ix_(*at)].set(made[np.ix_(*from_)])
+    return new if whole else new.at[np.ix_(*alone)].set(mine[np.ix_(*alone)])
+
+
+def listening(
+    network: Any, slots: Any, shared: Shared, taken: Any, *inputs: Any
+) -> Any:
+    """What a network answers, its shared channels overwritten by the shared side.
+
+    `taken`: the equations whose results it takes as they are.
+    """
+    graph = network.graph
+    here = {group: to != DROPPED for group, to in slots.items()}
+    seats = Seats(slots, here, shared.keep, {group.name for group in free(graph)})
     prog = program(network.apply, graph, {}, inputs)
     jaxpr, values = prog.frame.jaxpr, prog.frame.values
-    here = {group: to != DROPPED for group, to in slots.items()}
-
-    def overwritten(axes: Any, mine: Any, made: Any) -> Any:
-        if not {x.name for axis in axes for x in leaves(axis)} & names:
-            return mine
-        at, from_, alone = [], [], []
-        for axis in axes:
-            to = places(axis, slots)[kept(axis, here)]
-            rank = np.cumsum(kept(axis, shared.keep)) - 1
-            at.append(np.flatnonzero(to >= 0))
-            from_.append(rank[to[to >= 0]])
-            alone.append(np.flatnonzero(beside(axis, names)[kept(axis, here)]))
-        new = jnp.asarray(mine).at[np.ix_(*at)].set(made[np.ix_(*from_)])
-        # What is of no group along any axis is each network's.
-        return new.at[np.ix_(*alone)].set(jnp.asarray(mine)[np.ix_(*alone)])
-
     own = []
     for i, (path, axes) in enumerate(graph.axes.items()):
         leaf = narrowed(network.leaves[path], axes, here)
         if not any(at in prog.frame.sites for at in terminals(prog, i)):
-            leaf = overwritten(axes, leaf, shared.leaves[i])
+            leaf = overwritten(seats, axes, leaf, shared.leaves[i])
         own.append(leaf)
-    sides = [(at_width(prog, shared.keep), shared.leaves), (at_width(prog, here), own)]
-    envs = [_start(side, held, inputs) for side, held in sides]
+    widths, held = (shared.keep, here), (shared.leaves, own)
+    sides = [at_width(prog, keep) for keep in widths]
+    made, mine = envs = [
+        _start(side, params, inputs) for side, params in zip(sides, held, strict=True)
+    ]
     for i, eqn in enumerate(jaxpr.eqns):
-        for (side, _), env in zip(sides, envs, strict=True):
+        for side, env in zip(sides, envs, strict=True):
             _step(side, i, env)
         for v in (v for v in eqn.outvars if values[v].data):
-            envs[1][v] = overwritten(layout(prog, v), envs[1][v], envs[0][v])
+            axes, whole = layout(prog, v), i in taken
+            mine[v] = overwritten(seats, axes, mine[v], made[v], whole=whole)
     tree = jax.tree.structure(jax.eval_shape(network.apply, network.params, *inputs))
-    return jax.tree.unflatten(tree, [read(envs[1], v) for v in jaxpr.outvars])
+    return jax.tree.unflatten(tree, [read(mine, v) for v in jaxpr.outvars])
 
 
 def _start(side: Any, held: Any, inputs: Any) -> dict[Any, Any]:
