@@ -6,7 +6,7 @@ tracing: the compiled program holds no trace of the full sizes.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -246,10 +246,16 @@ class Evaluator:
             )
         return self._plain[id(frame)]
 
-    def cut_const(self, const: Any, value: Value) -> Any:
-        """What is left of a full-size array, such as a constant of the function."""
+    def cut_const(self, const: Any, value: Value, whole: Container[int] = ()) -> Any:
+        """What is left of a full-size array, such as a constant of the function.
+
+        Args:
+            const: the array.
+            value: its axes.
+            whole: of these, the numbers of those that stay as they are.
+        """
         for axis, d in enumerate(value.dims):
-            if self.k.count(d) != d.size:
+            if axis not in whole and self.k.count(d) != d.size:
                 const = jax.numpy.take(const, np.flatnonzero(self.k.mask(d)), axis)
         return const
 

@@ -115,14 +115,15 @@ def _picked(walker: Walker, held: Held) -> dict[Var, str]:
     found: dict[Var, str] = {}
     for frame in walker.frames:
         for index, eqn in enumerate(frame.jaxpr.eqns):
-            if eqn.primitive is not jax.lax.gather_p or index in frame.subs:
+            if eqn.primitive is not jax.lax.gather_p:
                 continue
             value = frame.values[eqn.outvars[0]]
+            if value.index is None:
+                continue  # by data
             there = {v for d in frame.read(eqn.invars[0]).dims for v in held(d)}
             made = {v for d in value.dims for v in held(d)} - there
-            if value.index is not None:
-                line = line_of(frame.where(index))
-                found.update({v: line for v in made - found.keys() if _free(v)})
+            line = line_of(frame.where(index))
+            found.update({v: line for v in made - found.keys() if _free(v)})
     return found
 
 

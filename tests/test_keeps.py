@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from laws import CJ
 from laws.tools import graph_of
 from nets import NETS
+from nets.turns import by_turns
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1"))
 SHARES = Path(__file__).parent / "golden_shares.json"
@@ -31,13 +32,7 @@ def keeps(graph: Any) -> st.SearchStrategy[dict[str, np.ndarray]]:
     return st.fixed_dictionaries({g.name: some(g.size) for g in laws.free(graph)})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if i % 3 else ())
-        for i, name in enumerate(NETS)
-    ],
-)
+@pytest.mark.parametrize("name", by_turns(NETS, 3))
 def test_any_keep(name: str) -> None:
     net = NETS[name]()
 

@@ -6,6 +6,7 @@ import pytest
 from jax.extend.core import Primitive
 from laws import CJ
 from nets import NETS
+from nets.turns import by_turns
 from saboteurs import PRIMES
 
 BN_NETS = ("vgg", "resnet18", "preact_resnet", "option_a", "mobilenet", "resnext")
@@ -24,12 +25,8 @@ STATISTIC = (
 every = pytest.mark.parametrize("name", list(NETS), scope="module")
 
 
-def by_turns(first: int) -> pytest.MarkDecorator:
-    """All nets; by default every third one, of several laws different ones."""
-    nets = [
-        pytest.param(name, marks=pytest.mark.slow if (i + first) % 3 else ())
-        for i, name in enumerate(NETS)
-    ]
+def third(first: int) -> pytest.MarkDecorator:
+    nets = by_turns(NETS, 3, first)
     return pytest.mark.parametrize("name", nets, scope="module")
 
 
@@ -93,7 +90,7 @@ def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
 
-@by_turns(0)
+@third(0)
 def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     if not NETS[name]().true_derivative:
         pytest.skip("the activation's derivative is not its slope")
@@ -118,24 +115,24 @@ def test_two_batches_compile_once(name: str) -> None:
     laws.check_compiles_once(CJ, NETS[name](), 0)
 
 
-@by_turns(1)
+@third(1)
 def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 
 
-@by_turns(1)
+@third(1)
 def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
     laws.check_grad(CJ, NETS[name](), 0)
 
 
-@by_turns(2)
+@third(2)
 def test_vmap_of_the_small_function(name: str) -> None:
     laws.check_vmap(CJ, NETS[name](), 0)
 
 
-@by_turns(1)
+@third(1)
 def test_second_cut(name: str) -> None:
     laws.check_second_cut(CJ, NETS[name](), 0)
 

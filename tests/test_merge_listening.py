@@ -10,6 +10,7 @@ import pytest
 from laws.merging import listening, shared_of
 from laws.tools import free, run
 from nets import NETS
+from nets.turns import by_turns
 from test_merge import alike, rescaled
 
 import cutjax as cj
@@ -70,15 +71,11 @@ def check(average: Any, net: Any, seed: int) -> None:
                 alike(found[task], answer)
 
 
-def by_turns() -> list[Any]:
-    """Every twelfth net by default, and one whose stream lies beside another's."""
-    return [
-        pytest.param(name, marks=pytest.mark.slow if i % 12 else ())
-        for i, name in enumerate(sorted(NETS, key="option_a".__ne__))
-    ]
+# First one whose stream lies beside another's.
+ORDER = sorted(NETS, key="option_a".__ne__)
 
 
-@pytest.mark.parametrize("name", by_turns())
+@pytest.mark.parametrize("name", by_turns(ORDER, 12))
 def test_a_network_reads_what_is_shared_and_its_own(name):
     check(cj.merge.average, NETS[name](), 0)
 

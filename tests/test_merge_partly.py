@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from laws.tools import free
 from nets import NETS
+from nets.turns import by_turns
 from test_merge import normal
 
 import cutjax as cj
@@ -35,13 +36,6 @@ def shared_in_part(graph: Any, groups: set[str]) -> Any:
     }
 
 
-def every() -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.slow if i % 3 else ())
-        for i, name in enumerate(NETS)
-    ]
-
-
 def own_groups(networks: Any, sharing: Any, inputs: Any) -> set[str]:
     """The groups of which a network has channels of its own that serve something."""
     merged, axes = cj.merge.average(networks, sharing, inputs), networks["a"].graph.axes
@@ -62,7 +56,7 @@ def check(whole_groups: Any, net: Any) -> None:
                 assert name not in own_groups(networks, sharing, net.inputs)
 
 
-@pytest.mark.parametrize("name", every())
+@pytest.mark.parametrize("name", by_turns(NETS, 3))
 def test_what_can_be_shared_in_part_can_and_the_rest_is_refused(name):
     check(whole_groups, NETS[name]())
 

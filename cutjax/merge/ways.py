@@ -32,7 +32,7 @@ def summed_by(frame: Frame, index: int) -> list[Var]:
     site = frame.sites.get(index)
     found = [] if site is None else [*site.inner]
     for sub in frame.subs.get(index, ()):
-        found += [axis for at in summing(sub) for axis in summed_by(sub, at)]
+        found += [axis for at in _sites(sub) for axis in summed_by(sub, at)]
     return found
 
 
@@ -41,7 +41,11 @@ def summing(frame: Frame) -> list[int]:
 
     A loop that stays one is a single equation: nothing within it reads both sides.
     """
-    return [i for i in sorted({*frame.sites, *frame.subs}) if summed_by(frame, i)]
+    return [index for index in _sites(frame) if summed_by(frame, index)]
+
+
+def _sites(frame: Frame) -> list[int]:
+    return sorted({*frame.sites, *frame.subs})
 
 
 def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> str:

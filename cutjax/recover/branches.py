@@ -1,6 +1,5 @@
 """Branches scaled per channel before they are added to a stream: LayerScale."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,12 +33,8 @@ def branches(prog: Program, name: str) -> Iterator[Branch]:
         mine = any(find(dim) is group for dim in prog.frame.values[out].dims)
         if mine and is_matrix(prog.reader(index)):
             found = _branch(prog, index, out)
-            if found is not None and _numbers(prog, found) == group.size:
+            if found is not None:
                 yield found
-
-
-def _numbers(prog: Program, branch: Branch) -> int:
-    return math.prod(prog.frame.jaxpr.invars[branch.number].aval.shape)
 
 
 def _branch(prog: Program, start: int, var: Any) -> Branch | None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from cutjax._compat import Literal
 from cutjax.readers import channel_axes
@@ -20,7 +19,6 @@ from cutjax.recover.products import wanted
 from cutjax.recover.program import Program, needs, read
 from cutjax.recover.stops import Stop
 from cutjax.rules.base import shape_of
-from cutjax.shrink import take
 
 MUCH = 8
 """Times as many numbers made as read, from which on they are not kept."""
@@ -144,18 +142,9 @@ def _seen(prog: Program, stop: Stop, parent: Mapping, child: Mapping) -> Seen:
     full, seen = read(parent, data), read(child, data)
     if stop.taught:
         seen = prog.evaluator.cut_const(full, prog.frame.read(data))
-    return Seen(seen, made, kernels, _same_rows(prog, stop, full))
-
-
-def _same_rows(prog: Program, stop: Stop, full: Any) -> Any:
-    """What the parent reads, of the rows that the child has: all channels."""
-    at = stop.reader.site.at
-    within = channel_axes(stop.reader, at)
-    for axis, dim in enumerate(stop.reader.ins[at].dims):
-        stays = prog.evaluator.k.mask(dim)
-        if axis not in within and not stays.all():
-            full = take(full, np.flatnonzero(stays), axis)
-    return full
+    channels = channel_axes(stop.reader, stop.reader.site.at)
+    rows = prog.evaluator.cut_const(full, prog.frame.read(data), channels)
+    return Seen(seen, made, kernels, rows)
 
 
 def correction(

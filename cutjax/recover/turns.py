@@ -103,9 +103,10 @@ def turn_of(prog: Program, graph: Graph, name: str, env: Mapping[Any, Any]) -> T
     kernels = {i: number for i, number in numbers.items() if number is not None}
     if not readers or len(kernels) < len(readers):
         raise Stuck("no parameter reads it as a matrix")
+    vectors = [*_vectors(graph, name)]
     found = [
         (number, *seen)
-        for number in _vectors(graph, name)
+        for number in vectors
         if (seen := _seen(prog, env, number, readers)) is not None
     ]
     shifts = {at: number for number, at, offset in found if offset is None}
@@ -115,7 +116,8 @@ def turn_of(prog: Program, graph: Graph, name: str, env: Mapping[Any, Any]) -> T
         if offset is not None
     ]
     _check(prog, scales, kernels)
-    return Turn(name, readers, kernels, tuple(scales), tuple(branches(prog, name)))
+    scaled = tuple(b for b in branches(prog, name) if b.number in vectors)
+    return Turn(name, readers, kernels, tuple(scales), scaled)
 
 
 def _readers(prog: Program, name: str) -> Iterator[tuple[int, Place]]:
