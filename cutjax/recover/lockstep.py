@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from cutjax._compat import Literal
 from cutjax.readers import channel_axes
-from cutjax.recover.follow import Reach, demand, stepped, whole
-from cutjax.recover.products import wanted
+from cutjax.recover.follow import stepped, whole
 from cutjax.recover.program import Program, needs, read
+from cutjax.recover.rows import Sample
 from cutjax.recover.stops import Stop
+from cutjax.recover.target import target
 from cutjax.rules.base import shape_of
 
 MUCH = 8
@@ -35,12 +34,12 @@ class Seen(NamedTuple):
     """What a segment hands over at its reader.
 
     `read` is the operand of the child (of one that is taught, what it should be);
-    `made` what it should make of it; `kernels` a pair, as they stand; `full` the
-    operand of the parent, in the rows that the child has.
+    `made(sample)` what it should make, see `target`; `kernels` a pair, as they stand;
+    `full` the operand of the parent, in the rows that the child has.
     """
 
     read: Any
-    made: Any
+    made: Callable[[Sample], Any]
     kernels: Pair
     full: Any
 
@@ -130,47 +129,14 @@ def _outputs(prog: Program, parent: Mapping, child: Mapping) -> list[Pair]:
 
 def _seen(prog: Program, stop: Stop, parent: Mapping, child: Mapping) -> Seen:
     eqn = prog.frame.jaxpr.eqns[stop.index]
-    (out,) = eqn.outvars
     data, kernel = (eqn.invars[i] for i in (stop.reader.site.at, stop.at_kernel))
-    made = parent[out]
-    if stop.inner is not None:
-        made = wanted(prog, stop.inner, parent, stop.index)
-    made = prog.evaluator.cut_const(made, prog.frame.values[out])
-    if stop.reach.other is not None:
-        made = made + correction(prog, stop.reach, parent, child, made)
     kernels = Pair(read(parent, kernel), read(child, kernel))
     full, seen = read(parent, data), read(child, data)
     if stop.taught:
         seen = prog.evaluator.cut_const(full, prog.frame.read(data))
     channels = channel_axes(stop.reader, stop.reader.site.at)
     rows = prog.evaluator.cut_const(full, prog.frame.read(data), channels)
-    return Seen(seen, made, kernels, rows)
-
-
-def correction(
-    prog: Program, reach: Reach, parent: Mapping, child: Mapping, like: Any
-) -> Any:
-    """What a reader should make in addition, so that the sum it enters comes out right.
-
-    Where parent and child already differ in the other operand of a sum, such as the
-    skip of a residual block, the reader can make up for it.
-
-    Reference:
-        He, Zhang & Sun, Channel Pruning for Accelerating Very Deep Neural Networks,
-        ICCV 2017, section 3.3: the target of a block's last layer is Y1 - Y1' + Y2.
-    """
-    whole = prog.evaluator.cut_const(
-        read(parent, reach.other), prog.frame.read(reach.other)
-    )
-    wrong = (whole - read(child, reach.other)) * reach.sign
-    if not reach.path:
-        return wrong.astype(like.dtype)
-    through = demand(prog, reach, child)
-    scale = through(jax.numpy.ones_like(like)) - through(jax.numpy.zeros_like(like))
-    # A channel that hardly counts would be asked for the world.
-    small = jax.numpy.abs(scale) < 1e-2 * jax.numpy.abs(scale).max()
-    fixed = wrong / jax.numpy.where(small, 1, scale)
-    return jax.numpy.where(small, 0, fixed).astype(like.dtype)
+    return Seen(seen, target(prog, stop, parent, child), kernels, rows)
 
 
 def _env(

@@ -128,7 +128,8 @@ def solve(
     m = m if intercept else about_zero(m)
     f = m.gram.shape[-1]
     ridge = damping * np.maximum(np.trace(m.gram, axis1=1, axis2=2) / f, 1e-12)
-    left = m.gram + ridge[:, None, None] * np.eye(f)
+    left = np.array(m.gram, np.float64)
+    left[:, range(f), range(f)] += ridge[:, None]
     right = m.cross + ridge[:, None, None] * prior
     kernel = _solved(left, right, strict=strict)
     return Solution(kernel, shift(m, kernel))
@@ -154,7 +155,10 @@ def _solved(
         return np.linalg.solve(left, right)
     try:
         # `scipy.linalg.solve` also estimates a condition number: twice the time.
-        factor = scipy.linalg.cho_factor(left[0], check_finite=False)
+        # Symmetric: its transpose is what LAPACK needs, without a copy.
+        factor = scipy.linalg.cho_factor(
+            left[0].T, overwrite_a=strict, check_finite=False
+        )
         return scipy.linalg.cho_solve(factor, right[0], check_finite=False)[None]
     except np.linalg.LinAlgError:
         if strict:
@@ -169,13 +173,13 @@ def shift(m: Moments, kernel: Blocks) -> Float[np.ndarray, "g m"]:
 
 def error(m: Moments, fit: Solution, *, intercept: bool = False) -> float:
     """Squared error of a fit over the squared target."""
-    raw = about_zero(m)
-    m = m if intercept else raw
+    total = np.sum(m.square + m.count * m.made**2)
+    m = m if intercept else about_zero(m)
     w = fit.kernel
     wrong = np.sum(w * (m.gram @ w)) - 2 * np.sum(w * m.cross) + np.sum(m.square)
     if intercept:
         wrong += m.count * np.sum((shift(m, w) - fit.shift) ** 2)
-    return float(max(wrong, 0.0) / max(float(np.sum(raw.square)), 1e-30))
+    return float(max(wrong, 0.0) / max(float(total), 1e-30))
 
 
 class Rows(NamedTuple):

@@ -17,10 +17,10 @@ from cutjax.recover.rows import (
     Sample,
     enough,
     features_of,
+    in_groups,
     kernel_blocks,
     kernel_from,
     made_axes,
-    made_rows,
     read_rows,
     steps_for,
 )
@@ -148,7 +148,7 @@ def measure(stop: Stop, way: Way) -> Callable[[Seen, Any], Any]:
         if mixing:
             y = read_rows(reader, seen.full, seen.kernels.parent, sample=sample)
             return normal.moments(b, y)
-        y = made_rows(reader, seen.made, kernel, stop.groups, sample)
+        y = in_groups(reader, seen.made(sample), kernel, stop.groups)
         return normal.Rows(b, y) if way.name == "rows" else normal.moments(b, y)
 
     return of

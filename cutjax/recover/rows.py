@@ -131,6 +131,35 @@ def steps_for(reader: Reader, batches: int, wanted: int) -> tuple[int, ...]:
     return tuple(steps)
 
 
+def some_made(
+    reader: Reader,
+    made: Float[Array, "..."],
+    kernel: Any,
+    sample: Sample = WHOLE,
+) -> Float[Array, "..."]:
+    """Some rows of what a reader makes: its `made_axes`, and one axis of rows.
+
+    The rows come after the batch axes of a contraction: see `rows_at`.
+    """
+    if is_conv(reader):
+        batch, channel, *space = _conv(reader).out_spec
+        moved = made.transpose(batch, *space, channel)
+        for axis, step in enumerate(sample.steps, start=1):
+            moved = _every(moved, axis, step, sample.at)
+        return moved.reshape(-1, moved.shape[-1])
+    batch, rows, free = _out_axes(reader, kernel)
+    moved = made.transpose(*batch, *rows, *free)
+    outer, inner = moved.shape[: len(batch)], moved.shape[len(batch) + len(rows) :]
+    count = math.prod(made.shape[a] for a in rows)
+    flat = moved.reshape(*outer, count, *inner)
+    return _every(flat, len(batch), *_single(sample))
+
+
+def rows_at(reader: Reader, kernel: Any) -> int:
+    """Which axis of `some_made` the rows are."""
+    return 0 if is_conv(reader) else len(_out_axes(reader, kernel)[0])
+
+
 def made_rows(
     reader: Reader,
     made: Float[Array, "..."],
@@ -139,18 +168,17 @@ def made_rows(
     sample: Sample = WHOLE,
 ) -> Float[Array, "g p m"]:
     """What a reader makes, some of its rows."""
+    return in_groups(reader, some_made(reader, made, kernel, sample), kernel, groups)
+
+
+def in_groups(
+    reader: Reader, some: Float[Array, "..."], kernel: Any, groups: int = 1
+) -> Float[Array, "g p m"]:
+    """What `some_made` gives, or its channels that stay, as a matrix per group."""
     if is_conv(reader):
-        batch, channel, *space = _conv(reader).out_spec
-        moved = made.transpose(batch, *space, channel)
-        for axis, step in enumerate(sample.steps, start=1):
-            moved = _every(moved, axis, step, sample.at)
-        split = moved.reshape(-1, groups, moved.shape[-1] // groups)
-        return split.swapaxes(0, 1)
-    batch, rows, free = _out_axes(reader, kernel)
-    moved = made.transpose(*batch, *rows, *free)
-    groups = math.prod(made.shape[a] for a in batch)
-    m = math.prod(made.shape[a] for a in free)
-    return _every(moved.reshape(groups, -1, m), 1, *_single(sample))
+        return some.reshape(len(some), groups, -1).swapaxes(0, 1)
+    at = rows_at(reader, kernel)
+    return some.reshape(math.prod(some.shape[:at]), some.shape[at], -1)
 
 
 def read_rows(

@@ -1,0 +1,93 @@
+"""What a reader of the child should make: the parent's results where channels stay.
+
+Only the rows that are fitted to are cut and corrected: of a convolution's many
+positions mostly a few.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from cutjax.recover.follow import Reach, demand
+from cutjax.recover.products import wanted
+from cutjax.recover.program import Program, read
+from cutjax.recover.rows import Sample, made_axes, rows_at, some_made
+from cutjax.recover.stops import Stop
+from cutjax.rules.base import Value
+
+
+def target(
+    prog: Program, stop: Stop, parent: Mapping[Any, Any], child: Mapping[Any, Any]
+) -> Callable[[Sample], Any]:
+    """What the reader should make, as a function of the rows that are taken.
+
+    Where parent and child already differ in the other operand of a sum that the result
+    enters, such as the skip of a residual block, the reader can make up for it.
+
+    Args:
+        prog: the program.
+        stop: the reader.
+        parent: the parent's values up to its result.
+        child: the child's values before it.
+
+    Returns:
+        `f(sample)`: rows as of `rows.some_made`.
+
+    Reference:
+        He, Zhang & Sun, Channel Pruning for Accelerating Very Deep Neural Networks,
+        ICCV 2017, section 3.3: the target of a block's last layer is Y1 - Y1' + Y2.
+    """
+    (out,) = prog.frame.jaxpr.eqns[stop.index].outvars
+    other = stop.reach.other
+
+    def of(sample: Sample) -> Any:
+        def some(value: Any) -> Any:
+            return some_made(stop.reader, value, stop.kernel, sample)
+
+        def stays(value: Any, like: Value) -> Any:
+            return _stays(prog, stop, value, like, some)
+
+        made = parent[out]
+        if stop.inner is not None:
+            made = wanted(prog, stop.inner, parent, stop.index)
+        made = stays(made, prog.frame.values[out])
+        if other is None:
+            return made
+        there = stays(read(parent, other), prog.frame.read(other))
+        wrong = (there - some(read(child, other))) * stop.reach.sign
+        if stop.reach.path:
+            wrong = _before(wrong, some(_scale(prog, stop.reach, child, out)))
+        return made + wrong.astype(made.dtype)
+
+    return of
+
+
+def _stays(
+    prog: Program, stop: Stop, value: Any, like: Value, some: Callable[[Any], Any]
+) -> Any:
+    """Some rows of one of the parent's values, of the channels that stay."""
+    channels, at = (
+        made_axes(stop.reader, stop.kernel),
+        rows_at(stop.reader, stop.kernel),
+    )
+    rows = some(prog.evaluator.cut_const(value, like, channels))
+    dims = [like.dims[a] for a in channels]
+    # The axis of rows stays as it is, so that any dimension will do for it.
+    moved = like._replace(dims=(*dims[:at], dims[-1], *dims[at:]))
+    return prog.evaluator.cut_const(rows, moved, (at,))
+
+
+def _scale(prog: Program, reach: Reach, child: Mapping[Any, Any], out: Any) -> Any:
+    """By how much the end of a reader's path rises with what it makes."""
+    through, dims = demand(prog, reach, child), prog.frame.values[out].dims
+    sizes = [prog.evaluator.k.count(d) for d in dims]
+    ones = jnp.ones(sizes, out.aval.dtype)
+    return through(ones) - through(0 * ones)
+
+
+def _before(wrong: Any, scale: Any) -> Any:
+    """What, scaled, is so much; nothing of channels that hardly count."""
+    # They would be asked for the world.
+    small = jnp.abs(scale) < 1e-2 * jnp.abs(scale).max()
+    return jnp.where(small, 0, wrong / jnp.where(small, 1, scale))
