@@ -1,7 +1,7 @@
 """Parameters, multiply-adds, bytes and activations: exact functions of the widths."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cutjax.dims import Axis, count
@@ -76,6 +76,16 @@ def pieces(graph: Any) -> Iterator[Piece]:
         yield Piece(array.axes, {"activations": array.bytes}, array.tasks)
 
 
+def counts(piece: Piece, graph: Any, tasks: Collection[str]) -> bool:
+    """Whether a piece is left where these tasks are.
+
+    A parameter that serves no task at all stays, unless some task goes.
+    """
+    if piece.tasks or "params" not in piece.units:
+        return not set(tasks).isdisjoint(piece.tasks)
+    return set(tasks) >= set(graph.tasks)
+
+
 def key_of(resource: str, scope: str = "all") -> str:
     """What a limit on a resource within a scope is called: `params[trunk]`."""
     return resource if scope == "all" else f"{resource}[{scope}]"
@@ -113,9 +123,8 @@ def amounts(
         if resource != "activations" or graph.activations is not None
         for scope in (*SCOPES, *heads)
     }
-    chosen = set(tasks)
     for piece in pieces(graph):
-        if chosen & set(piece.tasks):
+        if counts(piece, graph, tasks):
             n = math.prod(count(axis, widths) for axis in piece.axes)
             for key in keys_of(piece, len(graph.tasks) > 1):
                 resource = key.partition("[")[0]
@@ -131,10 +140,7 @@ def cost_of(
     trunk, shared = 0, len(graph.tasks) > 1
     for piece in pieces(graph):
         leaf = "params" in piece.units
-        # What no task needs still is a parameter, but computes nothing.
-        if tasks is None and not (leaf or piece.tasks):
-            continue
-        if tasks is not None and not set(piece.tasks) & set(tasks):
+        if not counts(piece, graph, graph.tasks if tasks is None else tasks):
             continue
         n = math.prod(count(axis, widths) for axis in piece.axes)
         for resource, unit in piece.units.items():

@@ -334,10 +334,10 @@ def cut(
 
 
 def needed(graph: Graph, tasks: Sequence[str] | str | None) -> frozenset[str]:
-    """The parameters that some of these tasks need; all, for None."""
-    if tasks is None:
+    """The parameters that some of these tasks need; all, for all tasks or None."""
+    chosen = set(graph.tasks if tasks is None else graph.check_tasks(tasks))
+    if chosen >= set(graph.tasks):
         return frozenset(graph.shapes)
-    chosen = set(graph.check_tasks(tasks))
     return frozenset(name for name, reach in graph.reach.items() if chosen & set(reach))
 
 

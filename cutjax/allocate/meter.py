@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from cutjax.cost import keys_of, pieces
+from cutjax.cost import counts, keys_of, pieces
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.graph import Graph
 
@@ -44,10 +44,10 @@ def polynomial(
 ) -> dict[Monomial, dict[str, int]]:
     """What each product of widths counts for, per key of `cost.key_of`."""
     out: dict[Monomial, dict[str, int]] = {}
-    chosen, wanted = set(tasks), set(keys)
+    wanted = set(keys)
     for piece in pieces(graph):
         mine = [k for k in keys_of(piece, len(graph.tasks) > 1) if k in wanted]
-        if not mine or not chosen & set(piece.tasks):
+        if not mine or not counts(piece, graph, tasks):
             continue
         for factor, names in times(piece.axes):
             row = out.setdefault(tuple(sorted(names)), {})
