@@ -16,7 +16,7 @@ import numpy as np
 
 from cutjax.budget import Budget
 from cutjax.cost import RESOURCES, Cost, amounts, key_of
-from cutjax.dims import Keep, kept
+from cutjax.dims import Keep, kept, leaves
 from cutjax.errors import BudgetError, KeepError, suggest
 from cutjax.graph import Graph
 from cutjax.mirror import path_name
@@ -127,13 +127,16 @@ class Round(NamedTuple):
     cost: Cost
 
 
-def compose(graph: Graph, keep: Keep, inner: Keep) -> dict[str, np.ndarray]:
+def compose(
+    graph: Graph, keep: Keep, inner: Keep, here: Graph | None = None
+) -> dict[str, np.ndarray]:
     """A keep of what a keep left, in the coordinates of the whole.
 
     Args:
         graph: of the whole.
         keep: of the whole; groups not named are whole.
         inner: of the groups as `keep` left them.
+        here: the graph of what `keep` left, if `inner` has its names; see `called`.
 
     Returns:
         One keep of the whole: cutting by it is cutting by one, then by the other.
@@ -150,7 +153,8 @@ def compose(graph: Graph, keep: Keep, inner: Keep) -> dict[str, np.ndarray]:
         [False, False, True]
     """
     out = {name: np.array(m, bool) for name, m in keep.items()}
-    for name, m in inner.items():
+    names = {} if here is None else called(graph, keep, here)
+    for name, m in ((names.get(n, n), m) for n, m in inner.items()):
         whole = out.get(name, np.ones(graph[name].size, bool))
         left, m = np.flatnonzero(whole), np.asarray(m)
         if m.shape != left.shape or m.dtype != bool:
@@ -160,6 +164,32 @@ def compose(graph: Graph, keep: Keep, inner: Keep) -> dict[str, np.ndarray]:
             )
         out[name] = np.zeros(whole.size, bool)
         out[name][left[m]] = True
+    return out
+
+
+def called(graph: Graph, keep: Keep, here: Graph) -> dict[str, str]:
+    """What the groups of what a keep left are called in the whole.
+
+    Several groups of one axis are named by their order. One that has a single channel
+    left counts no longer, and those after it move up.
+
+    Args:
+        graph: of the whole.
+        keep: of the whole.
+        here: of what is left.
+
+    Returns:
+        Names in the whole by names in `here`.
+    """
+    out: dict[str, str] = {}
+    for path, axes in here.axes.items():
+        for axis, whole in zip(axes, graph.axes[path], strict=True):
+            now = [(leaf.size, leaf.name) for leaf in leaves(axis) if leaf.size > 1]
+            sizes = ((int(kept(leaf, keep).sum()), leaf.name) for leaf in leaves(whole))
+            was = [(size, name) for size, name in sizes if size > 1]
+            if [size for size, _ in now] == [size for size, _ in was]:
+                pairs = zip(now, was, strict=True)
+                out |= {new: old for (_, new), (_, old) in pairs if new not in out}
     return out
 
 
@@ -215,12 +245,13 @@ def iterate(
     here, values = trace(fn, now, *inputs), params
     for budget in budgets:
         if masked:
-            scores = _left(score(apply, values, graph), here, keep)
+            names = called(graph, keep, here)
+            scores = _left(score(apply, values, graph), here, keep, names)
         else:
             scores = score(fn, now, here)
         limits = absolute(budget, graph, chosen)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
-        before, keep = keep, compose(graph, keep, inner)
+        before, keep = keep, compose(graph, keep, inner, here)
         now = cut_again(now, graph, before, keep)
         # From the parent: a function cut in every round would be rewritten as often.
         fn = shrink(apply, graph, keep, only)
@@ -295,20 +326,20 @@ def _masking(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[..
 
 
 def _left(
-    scores: Mapping[str, Mapping[str, Any]], here: Graph, keep: Keep
+    scores: Mapping[str, Mapping[str, Any]],
+    here: Graph,
+    keep: Keep,
+    names: Mapping[str, str],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Scores at full size, of the channels that are left."""
     out = {}
     for task, groups in scores.items():
         out[task] = {}
         for group in here.free:
-            if group.name not in groups:
+            if (name := names.get(group.name, group.name)) not in groups:
                 raise KeepError(
-                    f"scores[{task!r}] lack the group {group.name!r}; "
-                    f"{suggest(group.name, groups)}"
+                    f"scores[{task!r}] lack the group {name!r}; {suggest(name, groups)}"
                 )
-            values = np.asarray(groups[group.name])
-            out[task][group.name] = (
-                values[keep[group.name]] if group.name in keep else values
-            )
+            values = np.asarray(groups[name])
+            out[task][group.name] = values[keep[name]] if name in keep else values
     return out

@@ -290,3 +290,40 @@ def test_a_budget_out_of_reach_says_so():
 
 def test_doctests():
     assert doctest.testmod(schedule).failed == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_groups_of_one_axis_keep_their_names_when_one_of_them_is_as_good_as_gone(
+    masked,
+):
+    rng = np.random.default_rng(0)
+    sizes = {"in": (4, 9), "a": (3, 2), "b": (3, 2), "c": (3, 2)}
+    p = {n: jnp.asarray(rng.normal(size=s), "float32") for n, s in sizes.items()}
+
+    def apply(p, x):
+        parts = jnp.split(jnp.tanh(x @ p["in"]), 3, -1)
+        return sum(part @ p[name] for part, name in zip(parts, "abc", strict=True))
+
+    x = jnp.ones((2, 4))
+    graph = cj.trace(apply, p, x)
+    assert [g.name for g in graph.free] == ["in:1.0", "in:1.1", "in:1.2"]
+    plans = [{"in:1.0": [1, 1, 1], "in:1.1": [0, 1, 0], "in:1.2": [1, 0, 1]}]
+    # Of what is left there are two, of three channels and of two.
+    plans.append({"in:1.0": [1, 0, 1], "in:1.1": [1, 0]})
+    asked = iter(plans)
+
+    def plan(here, scores, **_):
+        keep = {name: np.array(m, bool) for name, m in next(asked).items()}
+        assert set(scores["output"]) >= {g.name for g in here.free} == set(keep)
+        return keep, None
+
+    budgets = [cj.Budget(params=0.9), cj.Budget(params=0.8)]
+    options = {"score": total, "inputs": (x,), "masked": masked, "plan": plan}
+    found = schedule.iterate(apply, p, graph, budgets=budgets, **options)
+    last = [*found][-1]
+    want = {"in:1.0": [1, 0, 1], "in:1.1": [0, 1, 0], "in:1.2": [1, 0, 0]}
+    jax.tree.map(np.testing.assert_array_equal, last.keep, {
+        name: np.array(m, bool) for name, m in want.items()
+    })  # fmt: skip
+    small, cut = cj.cut(apply, p, graph, last.keep)
+    np.testing.assert_allclose(last.apply(last.params, x), small(cut, x), rtol=1e-6)

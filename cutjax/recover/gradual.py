@@ -75,7 +75,7 @@ def gradually(
         limits = absolute(budget, graph, chosen)
         scores = score(fn, now, here)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
-        before, keep = keep, compose(graph, keep, inner)
+        before, keep = keep, compose(graph, keep, inner, here)
         if distil is None:
             now, _ = compensate(apply, params, graph, keep, data, tasks=only, **options)
         else:
