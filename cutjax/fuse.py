@@ -43,6 +43,8 @@ def _stack(scores: Mapping[str, Scores]) -> Float[np.ndarray, "tasks channels"]:
 
 
 def _split(fused: np.ndarray, like: Scores) -> dict[str, np.ndarray]:
+    if not like:
+        return {}
     ends = np.cumsum([len(v) for v in like.values()])[:-1]
     return dict(zip(like, np.split(fused.astype(np.float32), ends), strict=True))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from nets import NETS
@@ -73,6 +74,18 @@ def check_scopes(plan: Callable, given: dict[str, Any], tasks: Any) -> None:
 )
 def test_budgets_per_scope_are_met_counted_by_hand(given, tasks, allocate):
     check_scopes(functools.partial(cj.plan, allocate=allocate), given, tasks)
+
+
+@pytest.mark.parametrize("tasks", [None, ("output",)])
+def test_what_no_task_needs_counts_as_long_as_it_stays(tasks):
+    """The last residual convolution of a WaveNet makes what nobody reads."""
+    net, graph = NETS["wavenet"](), graph_of("wavenet")
+    scores = {"output": drawn(graph)["output"]}
+    keep, info = cj.plan(graph, scores, budget=Budget(params=0.8))
+    _, small = cj.cut(net.apply, net.params, graph, keep, tasks)
+    left = sum(leaf.size for leaf in jax.tree.leaves(small))
+    assert left == info.cost.params == graph.cost(keep, tasks).params
+    assert left <= 0.8 * sum(leaf.size for leaf in jax.tree.leaves(net.params))
 
 
 def test_a_limit_on_one_scope_leaves_the_others_alone():
@@ -211,6 +224,17 @@ def test_an_impossible_scope_says_what_works():
 
 
 # Pins and normalisation. ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allocate", ALL)
+def test_where_there_is_nothing_to_cut_a_budget_says_so(allocate):
+    w, x = {"a": jnp.ones((3, 2))}, jnp.ones((4, 3))
+    graph = cj.trace(lambda w, x: x @ w["a"], w, x)
+    scores: Any = {task: {} for task in graph.tasks}
+    with pytest.raises(BudgetError, match="params <= 3 cannot be met: the least is 6"):
+        _ = cj.plan(graph, scores, budget=Budget(params=0.5), allocate=allocate)
+    keep, info = cj.plan(graph, scores, budget=Budget(params=1.0), allocate=allocate)
+    assert keep == {} and info.cost == info.full
 
 
 @pytest.mark.parametrize("allocate", ALL)

@@ -338,6 +338,8 @@ def test_wrong_wishes_are_errors():
     for how in ({}, {"alpha": 0.1, "shared": 0.5}):
         with pytest.raises(KeepError, match="one of alpha"):
             regroup(levels, ["a", "b"], **how)
+    with pytest.raises(KeepError, match="no group to regroup"):
+        regroup({}, ["a", "b"], shared=0.5)
     with pytest.raises(KeepError, match="21 exclusive channels of 'g', which has 20"):
         regroup(levels, ["a", "b"], exclusive={"g": 21})
     with pytest.raises(KeepError, match="no levels of 'h'"):

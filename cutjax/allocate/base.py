@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
     def score(self, widths: Mapping[str, int]) -> float:
         """The score that these widths keep."""
-        return sum(gain[widths[name]] for name, gain in self.gain.items())
+        return sum((gain[widths[name]] for name, gain in self.gain.items()), 0.0)
 
     def may_go(self, gone: frozenset[str]) -> bool:
         """Whether these groups may all go: each task still answers to the inputs."""

@@ -70,7 +70,7 @@ def threshold(
         Global ranking as in CUT (2504.09803) and DiSparse (CVPR 2022, section 3.2).
     """
     p = problem(graph, scores, tasks, budget)
-    return _largest(p, scores, [tuple(p.ladders)])
+    return _largest(p, scores, [tuple(p.ladders)] if p.ladders else [])
 
 
 def isomorphic(

@@ -99,6 +99,8 @@ def regroup(
     given = {g: _checked(g, found, len(names)) for g, found in levels.items()}
     if sum(w is not None for w in (alpha, shared, exclusive)) != 1:
         raise KeepError("pass one of alpha, shared and exclusive")
+    if not given:
+        raise KeepError("no group to regroup: none of the networks can be cut")
     if alpha is not None:
         alphas = dict.fromkeys(given, alpha)
     elif shared is not None:
