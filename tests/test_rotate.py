@@ -267,6 +267,33 @@ def test_bfloat16_keeps_its_type():
     assert apart(apply, found.params, low, x) < 0.05
 
 
+@pytest.mark.parametrize("name", ["gptj", "vit_linen", "equinox_attention"])
+def test_groups_of_networks_in_bfloat16_are_found_as_in_float32(name):
+    net = NETS[name]()
+    low = jax.tree.map(_half, (net.params, net.inputs))
+    _, found = turn(net.apply, low[0], *low[1])
+    _, want = turn(net.apply, net.params, *net.inputs)
+    assert list(found.energy) == list(want.energy) and found.left == want.left
+    got, full = net.apply(found.params, *low[1]), net.apply(low[0], *low[1])
+    assert jax.tree.map(jnp.result_type, got) == jax.tree.map(jnp.result_type, full)
+    assert apart(net.apply, found.params, low[0], *low[1]) < 0.05
+
+
+def _half(a):
+    return a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a
+
+
+def test_what_is_worked_out_in_16_bits_may_hide_what_turns():
+    def apply(w, x):
+        return (x @ w["a"]).astype(jnp.bfloat16) @ w["b"].astype(jnp.bfloat16)
+
+    rng = np.random.default_rng(0)
+    w = {"a": rng.normal(size=(4, 6)), "b": rng.normal(size=(6, 3))}
+    w = jax.tree.map(lambda a: jnp.asarray(a, "float32"), w)
+    _, found = turn(apply, w, jnp.ones((2, 4)))
+    assert "16 bits" in found.left["a:1"]
+
+
 def test_bad_data_is_told():
     apply, params, x = residual(NORMS["rms"])
     graph = cj.trace(apply, params, x)

@@ -6,6 +6,8 @@ channels loses the directions that hardly move, not some of all.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -108,20 +110,25 @@ def rotate(
         names = [graph[name].name for name in groups]
 
     @jit
-    def answer(leaves: Sequence[Any]) -> list[Any]:
+    def answer(leaves: Sequence[Any], few: tuple[Any, ...] = few) -> list[Any]:
         return jax.tree.leaves(apply(jax.tree.unflatten(graph.treedef, leaves), *few))
 
-    tried = program(apply, graph, {}, few), graph, answer, leaves, few, names
-    turns, left = turns_of(*tried, progress=progress)
-    for turn in [t for t in turns.values() if not _sound(t, leaves)]:
+    # Rounding to 16 bits would hide what a wrong turn changes.
+    fine, exact = _in_32_bits((leaves, few))
+    shapes = {path: _in_32_bits(shape) for path, shape in graph.shapes.items()}
+    wide = replace(graph, shapes=shapes)
+    tried = program(apply, wide, {}, exact), graph, partial(answer, few=exact)
+    turns, left = turns_of(*tried, fine, exact, names, progress=progress)
+    for turn in [t for t in turns.values() if not _sound(t, fine)]:
         left[turn.name] = "a scale before its readers is next to zero"
         del turns[turn.name]
-    prog = program(apply, graph, {}, given[0])
-    grams = _grams(prog, turns, leaves, given, progress)
-    energy, new = {}, leaves
+    prog = program(apply, wide, {}, _in_32_bits(given[0]))
+    grams = _grams(prog, turns, fine, given, progress)
+    energy, new = {}, fine
     for name, turn in turns.items():
         matrix, energy[name] = _basis(grams[name], centred=turn.centred)
         new = turned(graph, turn, new, matrix)
+    new = [a.astype(b.dtype) for a, b in zip(new, leaves, strict=True)]
     _check_same(answer(new), answer(leaves), leaves)
     return Rotated(jax.tree.unflatten(graph.treedef, new), energy, left)
 
@@ -142,6 +149,18 @@ def leading(
         name: np.arange(len(mask)) < np.sum(mask) if name in rotated.energy else mask
         for name, mask in keep.items()
     }
+
+
+def _in_32_bits(tree: Any) -> Any:
+    """Arrays, or their shapes, of 16 bits made wider."""
+
+    def wider(a: Any) -> Any:
+        if not jnp.issubdtype(a.dtype, jnp.floating) or a.dtype.itemsize >= 4:
+            return a
+        shape = isinstance(a, jax.ShapeDtypeStruct)
+        return a.update(dtype=jnp.float32) if shape else a.astype(jnp.float32)
+
+    return jax.tree.map(wider, tree)
 
 
 def _check_same(got: Sequence[Any], want: Sequence[Any], leaves: Sequence[Any]) -> None:
@@ -181,6 +200,7 @@ def _grams(
     read = [var for found in places.values() for var, _ in found]
 
     def measured(leaves: Sequence[Any], x: Any) -> dict[str, Any]:
+        x = _in_32_bits(x)
         env, out = evaluated(prog, given_to(prog, leaves, x), read), {}
         for name, found in places.items():
             each = []

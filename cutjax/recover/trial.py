@@ -19,6 +19,9 @@ from cutjax.recover.turns import Stuck, Turn, turn_of
 SAME = 1e-3
 """The relative difference of outputs up to which they are called the same."""
 
+SEEN = "more than linear maps and normalisations see its channels"
+ROUNDED = f"{SEEN}, or numbers of 16 bits hide that it is no more"
+
 TRIALS = 3
 """Sets of noisy parameters, each with a random turn of its own."""
 
@@ -73,7 +76,7 @@ def turns_of(
         both = (turn, turn._replace(centred=True))
         found = next((t for t in both if holds(t)), None)
         if found is None:
-            left[name] = "more than linear maps and normalisations see its channels"
+            left[name] = ROUNDED if _rounds(prog) else SEEN
         else:
             turns[name] = found
     return turns, left
@@ -96,6 +99,12 @@ def _noisy(leaves: Sequence[Any], seed: int) -> list[Any]:
         value = value * np.exp(0.3 * noise) if positive else value + size * noise
         out.append(jnp.asarray(value, jnp.float32))
     return out
+
+
+def _rounds(prog: Program) -> bool:
+    """Whether something is worked out in 16 bits."""
+    dtypes = {v.aval.dtype for eqn in prog.frame.jaxpr.eqns for v in eqn.outvars}
+    return any(jnp.issubdtype(d, jnp.floating) and d.itemsize < 4 for d in dtypes)
 
 
 def _finite(outputs: Sequence[Any]) -> bool:
