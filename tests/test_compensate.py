@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -521,6 +522,27 @@ def test_saboteur_a_fit_to_the_wrong_target_gets_worse():
     check_fits(fits)
     with pytest.raises(AssertionError):
         check_fits([f._replace(after=f.before + 0.01) for f in fits])
+
+
+@pytest.mark.parametrize("rows", [(), (40,), (8, 5)])
+def test_a_head_may_be_a_vector(rows):
+    rng = np.random.default_rng(0)
+    w = {n: jnp.asarray(rng.normal(size=s), "float32") for n, s in
+         {"in": (3, 6), "out": (6,)}.items()}  # fmt: skip
+    data = [jnp.asarray(rng.normal(size=(*rows, 3)), "float32") for _ in range(4)]
+
+    def apply(w, x):
+        return jnp.tanh(x @ w["in"]) @ w["out"]
+
+    graph, keep = cj.trace(apply, w, data[0]), {"in:1": np.arange(6) > 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few rows
+        small, fits = cj.compensate(apply, w, graph, keep, data, progress=False)
+    assert [fit.path for fit in fits] == ["in", "out"]
+    cut, as_cut = cj.cut(apply, w, graph, keep)
+    off = [sum(float(jnp.sum((cut(p, x) - apply(w, x)) ** 2)) for x in data)
+           for p in (small, as_cut)]  # fmt: skip
+    assert off[0] <= off[1]
 
 
 def test_a_block_of_which_nothing_is_left_needs_no_fit():

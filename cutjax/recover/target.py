@@ -67,14 +67,13 @@ def _stays(
     prog: Program, stop: Stop, value: Any, like: Value, some: Callable[[Any], Any]
 ) -> Any:
     """Some rows of one of the parent's values, of the channels that stay."""
-    channels, at = (
-        made_axes(stop.reader, stop.kernel),
-        rows_at(stop.reader, stop.kernel),
-    )
+    reader, kernel = stop.reader, stop.kernel
+    channels, at = made_axes(reader, kernel), rows_at(reader, kernel)
     rows = some(prog.evaluator.cut_const(value, like, channels))
     dims = [like.dims[a] for a in channels]
     # The axis of rows stays as it is, so that any dimension will do for it.
-    moved = like._replace(dims=(*dims[:at], dims[-1], *dims[at:]))
+    dims.insert(at, reader.ins[reader.site.at].dims[0])
+    moved = like._replace(dims=tuple(dims))
     return prog.evaluator.cut_const(rows, moved, (at,))
 
 

@@ -20,7 +20,7 @@ SAME = 1e-3
 """The relative difference of outputs up to which they are called the same."""
 
 SEEN = "more than linear maps and normalisations see its channels"
-ROUNDED = f"{SEEN}, or numbers of 16 bits hide that it is no more"
+UNSEEN = f"{SEEN}, or numbers of 16 bits hide that it is no more"
 
 TRIALS = 3
 """Sets of noisy parameters, each with a random turn of its own."""
@@ -76,7 +76,7 @@ def turns_of(
         both = (turn, turn._replace(centred=True))
         found = next((t for t in both if holds(t)), None)
         if found is None:
-            left[name] = ROUNDED if _rounds(prog) else SEEN
+            left[name] = UNSEEN if _rounds(prog) else SEEN
         else:
             turns[name] = found
     return turns, left
