@@ -77,12 +77,19 @@ def pieces(graph: Any) -> Iterator[Piece]:
 
 
 def counts(piece: Piece, graph: Any, tasks: Collection[str]) -> bool:
-    """Whether a piece is left where these tasks are.
+    """Whether a piece is part of what some tasks leave."""
+    if "params" in piece.units:
+        return stays(piece.tasks, graph, tasks)
+    return not set(tasks).isdisjoint(piece.tasks)
 
-    A parameter that serves no task at all stays, unless some task goes.
+
+def stays(reach: Collection[str], graph: Any, tasks: Collection[str]) -> bool:
+    """Whether a parameter that serves the tasks of `reach` is left with some tasks.
+
+    One that serves no task at all stays, unless some task goes.
     """
-    if piece.tasks or "params" not in piece.units:
-        return not set(tasks).isdisjoint(piece.tasks)
+    if reach:
+        return not set(tasks).isdisjoint(reach)
     return set(tasks) >= set(graph.tasks)
 
 
@@ -111,7 +118,7 @@ def amounts(
     Args:
         graph: the graph.
         widths: kept channels per group; whole, if not named.
-        tasks: what none of these needs does not count.
+        tasks: what goes with the others does not count; see `stays`.
 
     Returns:
         By name: `params`, `params[trunk]`, `params[heads]`, `params[age]`, `flops`, ...

@@ -121,7 +121,7 @@ class Graph:
 
         Args:
             keep: the kept channels; all, if not given.
-            tasks: count only what these tasks need; all leaves, if not given.
+            tasks: count only what `cut` for these tasks leaves; all, if not given.
 
         Returns:
             The cost; an exact polynomial in the kept widths, nothing is traced again.

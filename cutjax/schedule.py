@@ -9,6 +9,7 @@ be cut once.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -128,7 +129,10 @@ class Round(NamedTuple):
 
 
 def compose(
-    graph: Graph, keep: Keep, inner: Keep, here: Graph | None = None
+    graph: Graph,
+    keep: Keep,
+    inner: Keep,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """A keep of what a keep left, in the coordinates of the whole.
 
@@ -136,7 +140,7 @@ def compose(
         graph: of the whole.
         keep: of the whole; groups not named are whole.
         inner: of the groups as `keep` left them.
-        here: the graph of what `keep` left, if `inner` has its names; see `called`.
+        names: what they are called in the whole, where that is otherwise: `called`.
 
     Returns:
         One keep of the whole: cutting by it is cutting by one, then by the other.
@@ -153,7 +157,6 @@ def compose(
         [False, False, True]
     """
     out = {name: np.array(m, bool) for name, m in keep.items()}
-    names = {} if here is None else called(graph, keep, here)
     for name, m in ((names.get(n, n), m) for n, m in inner.items()):
         whole = out.get(name, np.ones(graph[name].size, bool))
         left, m = np.flatnonzero(whole), np.asarray(m)
@@ -238,20 +241,20 @@ def iterate(
         Comparing Rewinding and Fine-tuning, ICLR 2020.
     """
     chosen = graph.check_tasks(tasks)
-    # `tasks=None` must not take parameters away that no task needs.
+    # `tasks=None` leaves the outputs as they are.
     only = None if tasks is None else chosen
     keep: dict[str, np.ndarray] = {}
     fn, now = cut(apply, params, graph, keep, only)
     here, values = trace(fn, now, *inputs), params
     for budget in budgets:
+        names = called(graph, keep, here)
         if masked:
-            names = called(graph, keep, here)
             scores = _left(score(apply, values, graph), here, keep, names)
         else:
             scores = score(fn, now, here)
         limits = absolute(budget, graph, chosen)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
-        before, keep = keep, compose(graph, keep, inner, here)
+        before, keep = keep, compose(graph, keep, inner, names)
         now = cut_again(now, graph, before, keep)
         # From the parent: a function cut in every round would be rewritten as often.
         fn = shrink(apply, graph, keep, only)

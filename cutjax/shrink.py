@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from cutjax.cost import stays
 from cutjax.dims import Fixed, Keep, count, kept
 from cutjax.errors import KeepError, MismatchError, suggest
 from cutjax.graph import Graph
@@ -335,10 +336,10 @@ def cut(
 
 def needed(graph: Graph, tasks: Sequence[str] | str | None) -> frozenset[str]:
     """The parameters that some of these tasks need; all, for all tasks or None."""
-    chosen = set(graph.tasks if tasks is None else graph.check_tasks(tasks))
-    if chosen >= set(graph.tasks):
-        return frozenset(graph.shapes)
-    return frozenset(name for name, reach in graph.reach.items() if chosen & set(reach))
+    chosen = graph.check_tasks(tasks)
+    return frozenset(
+        n for n, reach in graph.reach.items() if stays(reach, graph, chosen)
+    )
 
 
 def _answering(out: Any, graph: Graph, chosen: tuple[str, ...]) -> Any:

@@ -223,9 +223,6 @@ def test_an_impossible_scope_says_what_works():
     cj.plan(graph, drawn(graph), budget=budget)
 
 
-# Pins and normalisation. ------------------------------------------------------------
-
-
 @pytest.mark.parametrize("allocate", ALL)
 def test_where_there_is_nothing_to_cut_a_budget_says_so(allocate):
     w, x = {"a": jnp.ones((3, 2))}, jnp.ones((4, 3))
@@ -235,6 +232,9 @@ def test_where_there_is_nothing_to_cut_a_budget_says_so(allocate):
         _ = cj.plan(graph, scores, budget=Budget(params=0.5), allocate=allocate)
     keep, info = cj.plan(graph, scores, budget=Budget(params=1.0), allocate=allocate)
     assert keep == {} and info.cost == info.full
+
+
+# Pins and normalisation. ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("allocate", ALL)

@@ -70,7 +70,7 @@ def threshold(
         Global ranking as in CUT (2504.09803) and DiSparse (CVPR 2022, section 3.2).
     """
     p = problem(graph, scores, tasks, budget)
-    return _largest(p, scores, [tuple(p.ladders)] if p.ladders else [])
+    return _largest(p, scores, [tuple(p.ladders)])
 
 
 def isomorphic(
@@ -98,12 +98,13 @@ def isomorphic(
     """
     p = problem(graph, scores, tasks, budget)
     known = [tuple(n for n in names if n in p.ladders) for names in classes(graph)]
-    return _largest(p, scores, [names for names in known if names])
+    return _largest(p, scores, known)
 
 
 def _largest(
     p: Problem, scores: Mapping[str, np.ndarray], divided: Sequence[Sequence[str]]
 ) -> Widths:
+    divided = [names for names in divided if names]
     ranks = [_ranks(scores, names) for names in divided]
     meter = Meter(p.graph, p.tasks, p.keys)
 

@@ -12,7 +12,7 @@ from cutjax.graph import Graph
 from cutjax.inputs import inputs_of
 from cutjax.plan import plan
 from cutjax.recover.compensate import compensate
-from cutjax.schedule import Round, Score, absolute, compose, cut_again
+from cutjax.schedule import Round, Score, absolute, called, compose, cut_again
 from cutjax.shrink import cut, shrink
 from cutjax.trace import trace
 
@@ -75,7 +75,7 @@ def gradually(
         limits = absolute(budget, graph, chosen)
         scores = score(fn, now, here)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
-        before, keep = keep, compose(graph, keep, inner, here)
+        before, keep = keep, compose(graph, keep, inner, called(graph, keep, here))
         if distil is None:
             now, _ = compensate(apply, params, graph, keep, data, tasks=only, **options)
         else:

@@ -128,8 +128,7 @@ def solve(
     m = m if intercept else about_zero(m)
     f = m.gram.shape[-1]
     ridge = damping * np.maximum(np.trace(m.gram, axis1=1, axis2=2) / f, 1e-12)
-    left = np.array(m.gram, np.float64)
-    left[:, range(f), range(f)] += ridge[:, None]
+    left = _ridged(m.gram, ridge)
     right = m.cross + ridge[:, None, None] * prior
     kernel = _solved(left, right, strict=strict)
     return Solution(kernel, shift(m, kernel))
@@ -146,6 +145,13 @@ def rescaled(m: Moments, prior: Blocks, *, intercept: bool = False) -> Solution:
     scale = np.sqrt(np.where(moves, m.square / np.where(moves, wide, 1), 1))
     kernel = prior * scale[:, None]
     return Solution(kernel, shift(m, kernel))
+
+
+def _ridged(gram: Float[np.ndarray, "g n n"], ridge: Any) -> Any:
+    left = np.array(gram, np.float64)
+    n = left.shape[-1]
+    left[:, range(n), range(n)] += ridge[:, None]
+    return left
 
 
 def _solved(
@@ -200,7 +206,7 @@ def solve_rows(
     gram = b @ b.swapaxes(1, 2)
     trace = np.trace(gram, axis1=1, axis2=2)
     ridge = damping * np.maximum(trace / b.shape[-1], 1e-12)
-    left = gram + ridge[:, None, None] * np.eye(b.shape[1])
+    left = _ridged(gram, ridge)
     kernel = prior + b.swapaxes(1, 2) @ _solved(left, y - b @ prior)
     c = means[1] - np.einsum("gf,gfm->gm", means[0], kernel)
     return Solution(kernel, c if intercept else 0 * c)

@@ -23,7 +23,7 @@ from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
 from cutjax.recover.follow import evaluated, given_to
 from cutjax.recover.program import Program, program
-from cutjax.recover.trial import SAME, gap, turns_of
+from cutjax.recover.trial import SAME, gap, is_short, turns_of
 from cutjax.recover.turned import turned
 from cutjax.recover.turns import Turn, operand
 from cutjax.shrink import check_params
@@ -155,7 +155,7 @@ def _in_32_bits(tree: Any) -> Any:
     """Arrays, or their shapes, of 16 bits made wider."""
 
     def wider(a: Any) -> Any:
-        if not jnp.issubdtype(a.dtype, jnp.floating) or a.dtype.itemsize >= 4:
+        if not is_short(a.dtype):
             return a
         shape = isinstance(a, jax.ShapeDtypeStruct)
         return a.update(dtype=jnp.float32) if shape else a.astype(jnp.float32)
@@ -164,10 +164,8 @@ def _in_32_bits(tree: Any) -> Any:
 
 
 def _check_same(got: Sequence[Any], want: Sequence[Any], leaves: Sequence[Any]) -> None:
-    numbers = [p.dtype for p in leaves if jnp.issubdtype(p.dtype, jnp.floating)]
-    least = min((dtype.itemsize for dtype in numbers), default=4)
-    by = gap(got, want)
-    if not by < (SAME if least >= 4 else ROUNDED):
+    by, short = gap(got, want), any(is_short(leaf.dtype) for leaf in leaves)
+    if not by < (ROUNDED if short else SAME):
         raise DataError(
             f"rotate: the outputs would change by {by:.1e} of their size, by rounding "
             "or because something is NaN; name the groups to turn, rotate(groups=...)"

@@ -147,12 +147,7 @@ def some_made(
         for axis, step in enumerate(sample.steps, start=1):
             moved = _every(moved, axis, step, sample.at)
         return moved.reshape(-1, moved.shape[-1])
-    batch, rows, free = _out_axes(reader, kernel)
-    moved = made.transpose(*batch, *rows, *free)
-    outer, inner = moved.shape[: len(batch)], moved.shape[len(batch) + len(rows) :]
-    count = math.prod(made.shape[a] for a in rows)
-    flat = moved.reshape(*outer, count, *inner)
-    return _every(flat, len(batch), *_single(sample))
+    return _sampled(made, _out_axes(reader, kernel), sample)
 
 
 def rows_at(reader: Reader, kernel: Any) -> int:
@@ -177,8 +172,7 @@ def in_groups(
     """What `some_made` gives, or its channels that stay, as a matrix per group."""
     if is_conv(reader):
         return some.reshape(len(some), groups, -1).swapaxes(0, 1)
-    at = rows_at(reader, kernel)
-    return some.reshape(math.prod(some.shape[:at]), some.shape[at], -1)
+    return _matrices(some, rows_at(reader, kernel))
 
 
 def read_rows(
@@ -192,10 +186,7 @@ def read_rows(
     if is_conv(reader):
         return _patches(reader, values, kernel, groups, sample)
     batch, inner, free = _dot_axes(reader, reader.site.at, values.ndim)
-    moved = values.transpose(*batch, *free, *inner)
-    groups = math.prod(values.shape[a] for a in batch)
-    f = math.prod(values.shape[a] for a in inner)
-    return _every(moved.reshape(groups, -1, f), 1, *_single(sample))
+    return _matrices(_sampled(values, (batch, free, inner), sample), len(batch))
 
 
 def made_axes(reader: Reader, kernel: Any) -> tuple[int, ...]:
@@ -237,6 +228,22 @@ def _out_axes(reader: Reader, kernel: Any):
 
 def _single(sample: Sample) -> tuple[int, Any]:
     return (sample.steps[0] if sample.steps else 1), sample.at
+
+
+def _sampled(values: Array, axes: Any, sample: Sample) -> Array:
+    """Axes in the order of batch, rows and others; some of the rows, as one axis."""
+    batch, rows, rest = (tuple(some) for some in axes)
+    moved = values.transpose(*batch, *rows, *rest)
+    count = math.prod(values.shape[a] for a in rows)
+    after = moved.shape[len(batch) + len(rows) :]
+    flat = moved.reshape(*moved.shape[: len(batch)], count, *after)
+    return _every(flat, len(batch), *_single(sample))
+
+
+def _matrices(some: Array, at: int) -> Array:
+    """A matrix per group from an array whose rows are axis `at`."""
+    outer, (rows, *rest) = some.shape[:at], some.shape[at:]
+    return some.reshape(math.prod(outer), rows, math.prod(rest))
 
 
 def _every(values: Array, axis: int, step: int, at: Any) -> Array:

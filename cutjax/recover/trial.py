@@ -103,8 +103,13 @@ def _noisy(leaves: Sequence[Any], seed: int) -> list[Any]:
 
 def _rounds(prog: Program) -> bool:
     """Whether something is worked out in 16 bits."""
-    dtypes = {v.aval.dtype for eqn in prog.frame.jaxpr.eqns for v in eqn.outvars}
-    return any(jnp.issubdtype(d, jnp.floating) and d.itemsize < 4 for d in dtypes)
+    made = (v for eqn in prog.frame.jaxpr.eqns for v in eqn.outvars)
+    return any(is_short(v.aval.dtype) for v in made)
+
+
+def is_short(dtype: Any) -> bool:
+    """Whether numbers have 16 bits or fewer."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
 def _finite(outputs: Sequence[Any]) -> bool:
