@@ -354,13 +354,16 @@ def _full_aval(axes: Axes, arg: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(a.size for a in axes), dtype)
 
 
-def flattened(fn: Callable[..., list], avals: Sequence[Any], number: int) -> Any:
+def flattened(
+    fn: Callable[..., list], avals: Sequence[Any], number: int, *, unroll: bool = True
+) -> Any:
     """The jaxpr of `fn` with calls and short scans that read channels inlined.
 
     Args:
         fn: a function of flat arrays that returns a list of arrays.
         avals: their shapes.
         number: how many of them, the first ones, are parameters.
+        unroll: scans that do the same in every step too.
     """
     walker = Walker("pin")
     ins = [
@@ -368,5 +371,5 @@ def flattened(fn: Callable[..., list], avals: Sequence[Any], number: int) -> Any
         for i, a in enumerate(avals)
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*avals), ins)
-    evaluator = Evaluator(Kept(), flat=True, unroll=True)
+    evaluator = Evaluator(Kept(), flat=True, unroll=unroll)
     return jax.make_jaxpr(lambda *args: evaluator.run(frame, args))(*avals)

@@ -211,8 +211,8 @@ def test_a_bias_stands_in_for_what_is_constant():
 
 
 def test_saboteur_without_a_bias_is_found_out(monkeypatch):
-    def blind(prog, child):
-        return tuple(s._replace(bias=None) for s in stops_of(prog, child))
+    def blind(prog, child, loops):
+        return tuple(s._replace(bias=None) for s in stops_of(prog, child, loops))
 
     monkeypatch.setattr(module, "stops_of", blind)
     with pytest.raises(AssertionError):
@@ -256,9 +256,9 @@ def test_a_block_makes_up_for_what_its_skip_lacks(by):
 
 
 def test_saboteur_that_ignores_the_skip_is_found_out(monkeypatch):
-    def blind(prog, child):
-        free = [s.reach._replace(other=None) for s in stops_of(prog, child)]
-        stops = zip(stops_of(prog, child), free, strict=True)
+    def blind(prog, child, loops):
+        free = [s.reach._replace(other=None) for s in stops_of(prog, child, loops)]
+        stops = zip(stops_of(prog, child, loops), free, strict=True)
         return tuple(s._replace(reach=r) for s, r in stops)
 
     monkeypatch.setattr(module, "stops_of", blind)

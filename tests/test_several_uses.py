@@ -17,12 +17,13 @@ from cutjax.errors import KeepError
 from cutjax.merge.merged import answers
 from cutjax.mirror import named_leaves
 from cutjax.recover.apart import taken_apart
-from cutjax.recover.lockstep import passing, segment
+from cutjax.recover.lockstep import halts_of, passing, segment
 from cutjax.recover.program import program
 from cutjax.recover.stops import stops_of
 from cutjax.rules import control
 
 module = importlib.import_module("cutjax.recover.walk")
+stops = importlib.import_module("cutjax.recover.stops")
 QUIET: Any = {"progress": False}
 
 
@@ -87,12 +88,29 @@ def test_a_recurrence_is_fitted_over_all_its_steps():
     check_recurrent()
 
 
-@pytest.mark.parametrize(("name", "most"), [("MOST_STEPS", 5), ("MOST_READS", 17)])
-def test_saboteur_a_recurrence_that_stays_a_loop(name, most, monkeypatch):
-    """Six steps, or three readings (one is a sum) in each of them, are too many."""
-    monkeypatch.setattr(control, name, most)
+def test_saboteur_a_recurrence_that_is_not_looked_into(monkeypatch):
+    monkeypatch.setattr(module, "with_loops", lambda prog, keep: (prog, {}))
     with pytest.raises(AssertionError):
         check_recurrent()
+
+
+def test_a_loop_is_fitted_as_its_steps_one_after_another_are(monkeypatch):
+    """The saboteur of both: the loop unrolled, each step then a reader of its own."""
+    sizes = {"in": (3, 8), "again": (8, 8), "bias": (8,), "out": (8, 2)}
+    p = {name: normal(i, *s) / 2 for i, (name, s) in enumerate(sizes.items())}
+    data = [normal(10 + i, 40, 6, 3) for i in range(3)]
+    graph, keep = cj.trace(recurrent, p, data[0]), {"in:1": off(8, 2, 5)}
+    options: Any = {"damping": 1e-2, **QUIET}
+    # One reader per step has no bias of its own; in a loop it has.
+    monkeypatch.setattr(stops, "_own_bias", lambda prog, loops, found: found and [
+        s._replace(bias=None) if s.path == "again" else s for s in found
+    ])  # fmt: skip
+    got, _ = cj.compensate(recurrent, p, graph, keep, data, **options)
+    unrolled = partial(program, unroll=True)
+    monkeypatch.setattr(module, "program", lambda *args, **_: unrolled(*args))
+    want, _ = cj.compensate(recurrent, p, graph, keep, data, **options)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), got, want)
+    assert np.abs(got["again"] - p["again"][keep["in:1"]][:, keep["in:1"]]).max() > 0.01
 
 
 def test_kernels_that_are_put_together_are_fitted_each():
@@ -219,19 +237,20 @@ def test_what_waits_between_readers_is_data_and_no_wide_result():
     graph, keep = cj.trace(apply, p, tokens), {"table:1": off(6, 2), "up:1": off(12, 3)}
     prog = program(apply, graph, keep, (tokens,))
     small, child = cj.cut(apply, p, graph, keep)
-    stops = stops_of(prog, named_leaves(child))
+    found = stops_of(prog, named_leaves(child))
+    halts = halts_of(found)
     pair = module.Pair(jax.tree.leaves(p), jax.tree.leaves(child))
     alive = module._start(prog, (tokens,))
     held = []
-    for number in range(len(stops)):
-        made, _ = segment(prog, stops, number)(pair, alive)
-        alive = {**passing(prog, stops, number)(alive), **made}
+    for number in range(len(found)):
+        made, _ = segment(prog, halts, number)(pair, alive)
+        alive = {**passing(prog, halts, number)(alive), **made}
         held.append(sorted(np.shape(v) for pair in alive.values() for v in pair[:1]))
     row = (2, 5)
-    assert [stop.path for stop in stops] == ["mix", "up", "down", "table"]
+    assert [stop.path for stop in found] == ["mix", "up", "down", "table"]
     assert held == [[(*row, 6)] * 2, [(*row, 6), (*row, 12)], [(*row, 6), (*row, 12)],
                     [(*row, 6)]]  # fmt: skip
-    _, (out,) = segment(prog, stops, len(stops))(pair, alive)
+    _, (out,) = segment(prog, halts, len(halts))(pair, alive)
     np.testing.assert_allclose(out.parent, apply(p, tokens), rtol=1e-4)
     np.testing.assert_allclose(out.child, small(child, tokens), rtol=1e-4)
 

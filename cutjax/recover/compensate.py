@@ -41,8 +41,9 @@ def compensate(
     the end the outputs are compared, of as many batches as make 2^27 numbers: should
     refitting have made them worse on the calibration data, the parameters are returned
     as cut, with a warning. Weights that serve in several places take a second walk (an
-    embedding that is a head too) or a third (what a recurrence reads in every step, if
-    that is up to 128 steps and 1,024 readings), and stay as cut if it brings nothing.
+    embedding that is a head too) or a third (what a recurrence reads in every step of
+    its loop), and stay as cut if it brings nothing. What is read in a `while` or a `cond`
+    stays as cut.
 
     Args:
         apply: the full function.

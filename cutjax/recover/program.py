@@ -58,6 +58,8 @@ def program(
     graph: Graph,
     keep: Mapping[str, np.ndarray],
     inputs: Sequence,
+    *,
+    unroll: bool = True,
 ) -> Program:
     """Trace, flatten and infer a function over a graph's parameters.
 
@@ -66,6 +68,7 @@ def program(
         graph: its graph.
         keep: the channels that the child keeps.
         inputs: one batch of inputs, or their shapes.
+        unroll: recurrences, or leave them loops (see `loops`).
     """
     leaves, tree = jax.tree.flatten(tuple(inputs))
     n = len(graph.shapes)
@@ -75,7 +78,8 @@ def program(
         return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
-    jaxpr = taken_apart(flattened(flat, [*graph.shapes.values(), *given], n), n)
+    avals = [*graph.shapes.values(), *given]
+    jaxpr = taken_apart(flattened(flat, avals, n, unroll=unroll), n)
     walker, table = Walker(graph.on_unknown), {}
     ins = [
         Value(tuple(to_var(walker.solver, a, table) for a in axes), param=i)
@@ -83,11 +87,19 @@ def program(
     ]
     ins += [Value(walker.solver.news(a.shape, "an input"), data=True) for a in given]
     frame = walker.run(jaxpr, ins)
+    return of_frame(frame, Evaluator(kept_of(table, keep)), tuple(graph.shapes), table)
+
+
+def of_frame(
+    frame: Frame,
+    evaluator: Evaluator,
+    paths: tuple[str, ...],
+    groups: Mapping[str, Var],
+) -> Program:
+    """The program of a frame whose first inputs are the parameters."""
     numbers = {var: i for i, var in enumerate(frame.values)}
-    evaluator = Evaluator(kept_of(table, keep))
-    paths = tuple(graph.shapes)
     return Program(
-        *(frame, evaluator, paths, numbers, _users(frame), _origins(frame), table)
+        *(frame, evaluator, paths, numbers, _users(frame), _origins(frame), groups)
     )
 
 

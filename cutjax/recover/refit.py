@@ -8,20 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cutjax.readers import channel_axes, is_conv, rows
+from cutjax.readers import channel_axes, is_conv
 from cutjax.recover import normal
-from cutjax.recover.lockstep import Seen
 from cutjax.recover.normal import Moments, Solution
 from cutjax.recover.program import Program
 from cutjax.recover.rows import (
-    Sample,
     enough,
     features_of,
-    in_groups,
     kernel_blocks,
     kernel_from,
     made_axes,
-    read_rows,
     steps_for,
 )
 from cutjax.recover.stops import Stop
@@ -100,7 +96,7 @@ def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:
 
     Args:
         stop: the reader.
-        batches: how many there are.
+        batches: how many there are; of one in a loop, times its steps.
         most_features: that moments are made of.
         rows_each: per feature, rows that suffice.
     """
@@ -119,7 +115,7 @@ def _makes_more(stop: Stop) -> bool:
 
     Only where nothing else is asked of the reader, and where it is the only one.
     """
-    alone = stop.tied in (None, stop.index) and not stop.taught
+    alone = stop.tied in (None, stop.place) and not stop.taught
     if is_conv(stop.reader) or stop.inner or stop.reach.other is not None or not alone:
         return False
     _, (batch, _) = stop.reader.eqn.params["dimension_numbers"]
@@ -131,27 +127,6 @@ def _makes_more(stop: Stop) -> bool:
 def scaling_of(stop: Stop, batches: int, rows: int) -> Way:
     """The way to set only scales right; from few rows, however wide the reader."""
     return Way("scale", way_of(stop, batches, stop.features, rows).steps)
-
-
-def measure(stop: Stop, way: Way) -> Callable[[Seen, Any], Any]:
-    """What is kept of a batch: moments, or the rows themselves; traced."""
-
-    def of(seen: Seen, at: Any) -> Any:
-        reader, kernel = stop.reader, seen.kernels.child
-        mixing = way.name == "mixing"
-        if mixing and is_conv(reader):
-            axes = channel_axes(reader, reader.site.at)
-            b, y = rows(seen.read, axes)[None], rows(seen.full, axes)[None]
-            return normal.moments(b, y)
-        sample = Sample(way.steps, at)
-        b = read_rows(reader, seen.read, kernel, stop.groups, sample)
-        if mixing:
-            y = read_rows(reader, seen.full, seen.kernels.parent, sample=sample)
-            return normal.moments(b, y)
-        y = in_groups(reader, seen.made(sample), kernel, stop.groups)
-        return normal.Rows(b, y) if way.name == "rows" else normal.moments(b, y)
-
-    return of
 
 
 def refitted(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax.recover.follow import Reach, bias_of, reach_of
+from cutjax.recover.loops import Loop
 from cutjax.recover.products import Inner, inner_of
 from cutjax.recover.program import Program, positions, terminals
 from cutjax.recover.rows import (
@@ -20,17 +21,25 @@ from cutjax.recover.rows import (
 from cutjax.resize import Reader
 from cutjax.rules.base import shape_of
 
+Place = tuple[int, ...]
+"""An equation of the program, or that of a loop and one of its step."""
+
+Loops = Mapping[int, Loop]
+EMPTY: Loops = {}
+
 
 class Stop(NamedTuple):
     """A reader to be refitted.
 
-    `index`: its equation. `path`: its parameter; `where`: the flat positions of the
-    kernel in it. `bias`: path and positions of what shifts its result, if there is one.
-    `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch.
-    `inner`: the product that what it makes enters, where a part of the width goes.
-    `tied`: index of the first reader of the same weights, where they serve in several
-    places: more than one reader, or a reader and whatever else. `taught`: whether it is
-    shown what the parent reads; the child would go astray with weights as cut.
+    `index`: its equation, of one step if it is in a `loop`. `path`: its parameter;
+    `where`: the flat positions of the kernel in it. `bias`: path and positions of what
+    shifts its result, if there is one. `kernel`: shape of the child's kernel; `groups`,
+    `features`, `rows` per batch and step. `inner`: the product that what it makes
+    enters, where a part of the width goes.
+    `tied`: place of the first reader of the same weights, where they serve in several
+    places: more than one reader, steps of a loop, or a reader and whatever else.
+    `taught`: whether it is shown what the parent reads; the child would go astray with
+    weights as cut.
     """
 
     index: int
@@ -44,8 +53,28 @@ class Stop(NamedTuple):
     features: int
     rows: int
     inner: Inner | None = None
-    tied: int | None = None
+    loop: Loop | None = None
+    tied: Place | None = None
     taught: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where it is; places have the order of equations."""
+        return _place(self.loop, self.index)
+
+    @property
+    def steps(self) -> int:
+        """How often it reads in each batch."""
+        return 1 if self.loop is None else self.loop.steps
+
+    @property
+    def outer(self) -> int:
+        """The equation of the program that it is, or is in."""
+        return self.place[0]
+
+    def home(self, prog: Program) -> Program:
+        """What its equation is one of: of a program, that or a step of its loop."""
+        return prog if self.loop is None else self.loop.prog
 
     @property
     def at_kernel(self) -> int:
@@ -58,38 +87,65 @@ class Stop(NamedTuple):
         return np.asarray(kernel_blocks(self.reader, self.where, self.groups))
 
 
-def stops_of(prog: Program, child: Mapping[str, Any]) -> tuple[Stop, ...]:
+def stops_of(
+    prog: Program, child: Mapping[str, Any], loops: Loops = EMPTY
+) -> tuple[Stop, ...]:
     """All readers, in order; nothing empty.
 
     Several readers of the very same matrix are tied: they get one kernel. So is one of
-    a kernel that serves elsewhere too, as where rows of an embedding are looked up.
+    a kernel that serves elsewhere too, as where rows of an embedding are looked up, and
+    one in a loop.
 
     Args:
         prog: the program.
         child: the child's parameters by path.
+        loops: what of it are loops, by equation.
     """
-    found = [i for i in sorted(prog.frame.sites) if is_matrix(prog.reader(i))]
-    kernels = {i: prog.origins.get(prog.kernel(i)) for i in found}
-    of_param: dict[int, set[int]] = {}
-    for index, number in kernels.items():
-        if number is not None:
-            of_param.setdefault(number, set()).add(index)
-    serve = {n for n, found in of_param.items() if terminals(prog, n) != found}
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
+    stops, of_param = [], dict[int, set[Place]]()
+    for loop in (None, *loops.values()):
+        home = prog if loop is None else loop.prog
+        for index in filter(lambda i: is_matrix(home.reader(i)), home.frame.sites):
+            number = home.origins.get(home.kernel(index))
+            if number is not None:
+                of_param.setdefault(number, set()).add(_place(loop, index))
+                stops.append((number, _stop(home, index, shapes, loop)))
+    serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
     # What is whole stays as it is: elsewhere it is right.
     whole = {n for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
-    free = of_param.keys() - whole
-    stops = [_stop(prog, i, shapes) for i, n in kernels.items() if n in free]
-    found = _own_bias(prog, [stop for stop in stops if stop is not None])
+    free = [stop for n, stop in stops if stop is not None and n not in whole]
     paths = {prog.paths[n] for n in serve}
-    return _shared([s._replace(tied=s.index) if s.path in paths else s for s in found])
+    return _shared(
+        [
+            s._replace(tied=s.place) if s.path in paths or s.loop is not None else s
+            for s in _own_bias(prog, loops, free)
+        ]
+    )
+
+
+def _place(loop: Loop | None, index: int) -> Place:
+    return (index,) if loop is None else (loop.index, index)
+
+
+def _used(prog: Program, loops: Loops, number: int) -> set[Place]:
+    """Where a parameter is used, moved or not."""
+    found = set[Place]()
+    for index in terminals(prog, number):
+        loop = loops.get(index)
+        if loop is not None:
+            found |= {(index, at) for at in terminals(loop.prog, number)}
+        if loop is None or any(prog.origins.get(v) == number for v in loop.varies):
+            found.add((index,))
+    return found
 
 
 def _full(prog: Program, number: int) -> tuple[int, ...]:
     return shape_of(prog.frame.jaxpr.invars[number])
 
 
-def _stop(prog: Program, index: int, shapes: Mapping[str, Any]) -> Stop | None:
+def _stop(
+    prog: Program, index: int, shapes: Mapping[str, Any], loop: Loop | None
+) -> Stop | None:
     reader, kept = prog.reader(index), prog.evaluator.k
     at, var = 1 - reader.site.at, prog.kernel(index)
     path = prog.paths[prog.origins[var]]
@@ -102,23 +158,25 @@ def _stop(prog: Program, index: int, shapes: Mapping[str, Any]) -> Stop | None:
         *(index, reader, path, positions(prog, var, shapes[path]), reach),
         *(bias_of(prog, reach, made, shapes), kernel, groups_of(reader, kept)),
         *(features_of(reader, kernel), rows_of(reader), inner_of(prog, index)),
+        *(loop, None, loop is not None),
     )
 
 
-def _own_bias(prog: Program, stops: Sequence[Stop]) -> list[Stop]:
+def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
     """Only biases that nothing but one reader's result is shifted by."""
-    users: dict[str, set[int]] = {}
+    users: dict[str, set[Place]] = {}
     places: dict[str, list[np.ndarray]] = {}
     for stop in stops:
         if stop.bias is not None:
             path, where = stop.bias
             var = stop.reach.bias[0]  # type: ignore[index]
-            users.setdefault(path, set()).update(prog.users[var])
+            found = {_place(stop.loop, i) for i in stop.home(prog).users[var]}
+            users.setdefault(path, set()).update(found)
             places.setdefault(path, []).append(where)
     own = {
         path
         for path, found in users.items()
-        if terminals(prog, prog.paths.index(path)) == found
+        if _used(prog, loops, prog.paths.index(path)) == found
         and len(np.unique(np.concatenate(places[path]))) == sum(map(len, places[path]))
     }
     return [
@@ -133,7 +191,7 @@ def _shared(stops: Sequence[Stop]) -> tuple[Stop, ...]:
     for stop in stops:
         by_path.setdefault(stop.path, []).append(stop)
     out = [s for found in by_path.values() for s in _one_each(found)]
-    return tuple(sorted(out, key=lambda stop: stop.index))
+    return tuple(sorted(out, key=lambda stop: stop.place))
 
 
 def _one_each(stops: list[Stop]) -> Iterator[Stop]:
@@ -151,5 +209,5 @@ def _one_each(stops: list[Stop]) -> Iterator[Stop]:
         if times[where].max() > 1:
             continue
         # One matrix for several targets has no intercept of its own.
-        tied = {"tied": found[0].index, "bias": None, "taught": True}
+        tied = {"tied": found[0].place, "bias": None, "taught": True}
         yield from [s._replace(**tied) for s in found] if len(found) > 1 else found

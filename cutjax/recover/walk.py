@@ -17,10 +17,12 @@ from cutjax.inputs import equal_inputs
 from cutjax.mirror import named_leaves
 from cutjax.recover import judge, normal
 from cutjax.recover.ahead import ahead
-from cutjax.recover.lockstep import Pair, passing, segment
+from cutjax.recover.lockstep import Halt, Pair, halts_of, passing, segment
+from cutjax.recover.loops import with_loops
+from cutjax.recover.measures import measure
 from cutjax.recover.program import Program, program
-from cutjax.recover.refit import Fit, Found, Way, measure, refitted
-from cutjax.recover.stops import Stop, stops_of
+from cutjax.recover.refit import Fit, Found, Way, refitted
+from cutjax.recover.stops import Place, Stop, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
 
@@ -58,9 +60,10 @@ def recovered(
     inputs = _inputs(batches, graph, sharding)
     as_cut = named_leaves(cut_params(params, graph, keep))
     used = needed(graph, tasks)
-    prog = program(select(apply, chosen), graph, keep, inputs[0])
-    stops = tuple(s for s in stops_of(prog, as_cut) if s.path in used)
-    ways = {s.index: way_of(s, len(inputs)) for s in stops}
+    prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=False)
+    prog, loops = with_loops(prog, keep)
+    stops = [s for s in stops_of(prog, as_cut, loops) if s.path in used]
+    ways = {s.place: way_of(s, len(inputs) * s.steps) for s in stops}
     parent = list(named_leaves(params).values())
     spread = sharding is not None
     job = Job(prog, ways, parent, inputs, damping, spread, progress, label)
@@ -78,7 +81,7 @@ class Job(NamedTuple):
     """
 
     prog: Program
-    ways: Mapping[int, Way]
+    ways: Mapping[Place, Way]
     parent: list[Any]
     inputs: list[tuple[Any, ...]]
     damping: float | None
@@ -93,7 +96,7 @@ class Walked(NamedTuple):
 
     child: dict[str, Any]
     fits: list[Fit]
-    tied: dict[int, tuple[Stop, Found, Pair]]
+    tied: dict[Place, tuple[Stop, Found, Pair]]
     judged: dict[int, list[Pair]]
     error: float
 
@@ -127,22 +130,21 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     """Refit reader after reader; those that are tied are only measured."""
     alive = [_start(job.prog, x) for x in job.inputs]
     fits: list[Fit] = []
-    tied: dict[int, tuple[Stop, Found, Pair]] = {}
-    passes = [passing(job.prog, stops, n) for n in range(len(stops) + 1)]
-    steps = _steps(job, stops, child, alive[0], passes)
-    bar = tqdm(stops, desc=job.label, disable=not job.progress, leave=False)
-    for number, (stop, step) in enumerate(zip(bar, steps, strict=False)):
-        way = job.ways[stop.index]
+    tied: dict[Place, tuple[Stop, Found, Pair]] = {}
+    halts = halts_of(stops)
+    passes = [passing(job.prog, halts, n) for n in range(len(halts) + 1)]
+    steps = _steps(job, halts, child, alive[0], passes)
+    bar = tqdm(halts, desc=job.label, disable=not job.progress, leave=False)
+    for number, (halt, step) in enumerate(zip(bar, steps, strict=False)):
         pair = Pair(job.parent, list(child.values()))
-        alive, found, kernels = _stream(step, stop, pair, alive, passes[number])
-        if stop.tied is not None:
-            before = tied[stop.tied][1] if stop.tied in tied else Found()
-            tied[stop.tied] = stop, before.joined(found), kernels
-            continue
-        kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
-        _warn(fit, job.label)
-        fits.append(fit)
-        child = _written(child, stop, kernel, shift)
+        alive, *measured = _stream(step, halt, pair, alive, passes[number])
+        for stop, found, kernels in zip(halt.stops, *measured, strict=True):
+            if stop.tied is not None:
+                before = tied[stop.tied][1] if stop.tied in tied else Found()
+                tied[stop.tied] = stop, before.joined(found), kernels
+                continue
+            child, fit = _refitted(job, stop, found, kernels, child)
+            fits.append(fit)
     last = next(steps)
     pair = Pair(job.parent, list(child.values()))
     judged = {
@@ -154,15 +156,15 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
 
 def _steps(
     job: Job,
-    stops: Sequence[Stop],
+    halts: Sequence[Halt],
     child: Mapping[str, Any],
     alive: Mapping,
     passes: Sequence[Callable],
 ) -> Iterator[Callable[..., Any]]:
-    """A compiled step per reader, and one to the end."""
-    measures = [measure(stop, job.ways[stop.index]) for stop in stops]
+    """A compiled step per halt, and one to the end."""
+    measures = [measure(job.prog, halt, job.ways) for halt in halts]
     steps = [
-        _measured(segment(job.prog, stops, number), measured)
+        _measured(segment(job.prog, halts, number), measured)
         for number, measured in enumerate([*measures, None])
     ]
     if job.spread:
@@ -183,16 +185,25 @@ def _small(job: Job) -> bool:
 
 
 def _tied(
-    job: Job, measured: Mapping[int, tuple[Stop, Found, Pair]], child: Mapping[str, Any]
+    job: Job,
+    measured: Mapping[Place, tuple[Stop, Found, Pair]],
+    child: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[Fit]]:
     fits = []
     for stop, found, kernels in measured.values():
-        way = job.ways[stop.index]
-        kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
-        child = _written(child, stop, kernel, shift)
-        _warn(fit, job.label)
+        child, fit = _refitted(job, stop, found, kernels, child)
         fits.append(fit)
     return dict(child), fits
+
+
+def _refitted(
+    job: Job, stop: Stop, found: Found, kernels: Pair, child: Mapping[str, Any]
+) -> tuple[dict[str, Any], Fit]:
+    """The child with one reader refitted."""
+    way = job.ways[stop.place]
+    kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
+    _warn(fit, job.label)
+    return _written(child, stop, kernel, shift), fit
 
 
 def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, Any]:
@@ -234,26 +245,24 @@ def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:
 
 
 def _measured(run: Callable, measured: Callable | None) -> Callable:
-    """A segment that returns what is measured at its reader instead of values.
+    """A segment that returns what is measured where it halts instead of values.
 
-    After the last reader, where nothing is measured, it returns the outputs.
+    After the last one, where nothing is measured, it returns the outputs.
     """
 
     def step(params, alive, at):
-        left, seen = run(params, alive)
-        if measured is None:
-            return left, seen, Pair(None, None)
-        return left, measured(seen, at), seen.kernels
+        left, facing = run(params, alive)
+        return left, *((facing, []) if measured is None else measured(facing, at))
 
     return step
 
 
 def _stream(
-    step: Callable, stop: Stop, params: Pair, alive: list, passes: Callable
-) -> tuple[list, Found, Any]:
+    step: Callable, halt: Halt, params: Pair, alive: list, passes: Callable
+) -> tuple[list, list[Found], list[Pair]]:
     """Take every batch through a segment; what was alive before it is let go."""
-    after, found = [], Found()
-    kernels: Any = None
+    after, found = [], [Found() for _ in halt.stops]
+    kernels: list[Pair] = []
     number = len(alive)
     # Every fourth is held out, as data may be sorted; of two or three the last one.
     held = set(range(3, number, 4)) or {number - 1} - {0}
@@ -262,15 +271,19 @@ def _stream(
         at = len(after)
         values = alive.pop(0)
         start = np.int32(rng.integers(1 << 30))
-        made, part, kernels = step(params, values, start)
+        made, parts, kernels = step(params, values, start)
         after.append({**passes(values), **made})
-        if not normal.sound(part):
-            raise DataError(
-                f"what the reader of {stop.path!r} sees is NaN or infinite, in batch "
-                f"{at}; look for NaN in the inputs or the parameters"
-            )
-        found = found.and_also(part, held=at in held)
-    return after, found.on_host(), kernels
+        for stop, part in zip(halt.stops, parts, strict=True):
+            if not normal.sound(part):
+                raise DataError(
+                    f"what the reader of {stop.path!r} sees is NaN or infinite, in "
+                    f"batch {at}; look for NaN in the inputs or the parameters"
+                )
+        found = [
+            before.and_also(part, held=at in held)
+            for before, part in zip(found, parts, strict=True)
+        ]
+    return after, [each.on_host() for each in found], kernels
 
 
 def _warn(fit: Fit, label: str) -> None:

@@ -1,5 +1,7 @@
 """Equations that hold jaxprs: calls, custom derivatives, remat, scan, while, cond."""
 
+from typing import Any
+
 import jax
 
 from cutjax._compat import scan_counts
@@ -132,7 +134,7 @@ def _scan(ev, eqn, sub, ins, outs, args):
     fixed, init = args[:consts], args[consts : consts + carried]
     stacked = any(value.param is not None for value in ins[consts + carried :])
     steps = eqn.params["length"]
-    few = ev.unroll and steps * _reads(sub[0]) <= MOST_READS
+    few = ev.unroll and steps * reads(sub[0]) <= MOST_READS
     if ev.flat and steps <= MOST_STEPS and (stacked or few):
         return _unrolled(ev, eqn, sub, args)
 
@@ -149,10 +151,10 @@ def _scan(ev, eqn, sub, ins, outs, args):
     return [*carry, *ys]
 
 
-def _reads(frame):
+def reads(frame: Any) -> int:
     """How many equations of a frame read channels, nested ones included."""
     inner = (sub for subs in frame.subs.values() for sub in subs)
-    return len(frame.sites) + sum(map(_reads, inner))
+    return len(frame.sites) + sum(map(reads, inner))
 
 
 def _unrolled(ev, eqn, sub, args):
