@@ -18,6 +18,7 @@ from cutjax._compat import Literal, bind, scope_of, user_line
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.errors import KeepError
 from cutjax.rules.base import RULES, Value, counts
+from cutjax.rules.constants import on_the_host
 from cutjax.told import pin_constants
 from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
@@ -98,6 +99,13 @@ class Kept:
     def whole(self, value: Value) -> bool:
         """Whether nothing of an array goes."""
         return all(self.count(d) == d.size for d in value.dims)
+
+
+def _taken(const: Any, at: np.ndarray, axis: int) -> Any:
+    """Some of an array: where it is known now, or the next trace would see a gather."""
+    if on_the_host(const):
+        return np.take(np.asarray(const), at, axis)
+    return jax.numpy.take(const, at, axis)
 
 
 def _pieces(var: Var, mask: np.ndarray) -> Sequence[Any] | None:
@@ -256,7 +264,7 @@ class Evaluator:
         """
         for axis, d in enumerate(value.dims):
             if axis not in whole and self.k.count(d) != d.size:
-                const = jax.numpy.take(const, np.flatnonzero(self.k.mask(d)), axis)
+                const = _taken(const, np.flatnonzero(self.k.mask(d)), axis)
         return const
 
     def axes(self, values: Sequence[Value]) -> list[Axes]:

@@ -253,7 +253,7 @@ class Walker:
         """Report that the equation at hand sums its operand over `dims`."""
         frame, index = self._at  # type: ignore[misc]
         self.sums[frame, index] = tuple(dims), summed
-        if value.data:
+        if not value.const:
             axes = tuple(frame.jaxpr.eqns[index].params["axes"])
             frame.sites[index] = Site(0, axes, tuple(dims), summed, self._loops > 0)
 

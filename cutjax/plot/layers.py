@@ -72,7 +72,7 @@ def _in_order(graph: Graph) -> Iterable[str]:
 def _made(graph: Graph, path: str) -> Axis | None:
     """The channels that a kernel makes; None for a scale or a bias."""
     axes = graph.axes[path]
-    if sum(axis.size > 1 for axis in axes) < 2:
+    if not _is_wide(axes) and not _alone(graph, axes):
         return None
     folder = path.rpartition("/")[0]
     beside = [p for p in graph.axes if p.rpartition("/")[0] == folder and p != path]
@@ -92,6 +92,17 @@ def _made(graph: Graph, path: str) -> Axis | None:
     if not made:
         return None
     return made[0] if len(made) == 1 else Product(tuple(made))
+
+
+def _is_wide(axes: tuple[Axis, ...]) -> bool:
+    return sum(axis.size > 1 for axis in axes) >= 2
+
+
+def _alone(graph: Graph, axes: tuple[Axis, ...]) -> bool:
+    """Whether the channels of a vector are in no kernel, as those of a learned scale."""
+    names = {leaf.name for axis in axes for leaf in leaves(axis)}
+    members = {m.path for n in names if not graph[n].pinned for m in graph[n].members}
+    return bool(members) and not any(_is_wide(graph.axes[p]) for p in members)
 
 
 def _within(bias: tuple[Axis, ...], kernel: tuple[Axis, ...]) -> bool:

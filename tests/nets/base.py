@@ -26,7 +26,8 @@ class Net:
 
     False where a law has nothing to say: `by_weights` unless every contraction over a
     group is against an axis -2 of a leaf named `kernel`, so that a gate can be checked
-    against the gradient of those kernels; `reverse` for a while loop; `permutable`
+    against the gradient of those kernels; `reverse` for a while loop, and `countable`
+    for one that multiplies matrices, of which nobody counts the FLOPs; `permutable`
     where a group sits twice in an axis; `true_derivative` where an activation brings
     its own rule, or rounds, which finite differences know nothing of; `train_exact`
     where train mode draws random bits.
@@ -45,6 +46,7 @@ class Net:
     permutable: bool = True
     by_weights: bool = True
     reverse: bool = True
+    countable: bool = True
     true_derivative: bool = True
     tasks: tuple[str, ...] = ("output",)
 
