@@ -12,6 +12,7 @@ from cutjax.errors import TraceError
 from cutjax.rules.base import RULES, Summed, Value, shape_of
 from cutjax.rules.constants import folded, on_the_host
 from cutjax.rules.gaps import GAPS
+from cutjax.rules.signs import nonnegative
 from cutjax.unify import Pin, Solver, Var, Where
 
 
@@ -260,6 +261,10 @@ class Walker:
     def constant(self, atom: Any) -> np.ndarray | None:
         """The value of an operand at hand, if it is a small constant integer array."""
         return folded(self._at[0], atom)  # type: ignore[index]
+
+    def nonnegative(self, atom: Any) -> bool:
+        """Whether an operand at hand is known to have no negative element."""
+        return nonnegative(self._at[0], atom)  # type: ignore[index]
 
     def note_mean(self, dims: Sequence[Var]) -> None:
         """Report a mean over `dims`."""

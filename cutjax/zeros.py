@@ -60,7 +60,7 @@ _FIRST = {
 }
 
 
-NOT_ZERO = "a sum runs over these channels, which are not zero where they are masked,"
+NOT_ZERO = "a sum or maximum runs over these channels, not zero where masked,"
 
 
 class Node(NamedTuple):

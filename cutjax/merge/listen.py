@@ -60,7 +60,8 @@ def _note(
     grids: bool,
 ) -> None:
     site = reader.site
-    if site.looped or (site.summed is not None and site.summed.mean):
+    unseen = site.summed is not None and not reader.ins[site.at].data
+    if site.looped or unseen or (site.summed is not None and site.summed.mean):
         return
 
     def label(var: Any) -> Axis:

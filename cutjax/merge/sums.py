@@ -37,7 +37,7 @@ def layout(prog: Program, var: Any) -> list[Axis]:
 
 def is_sum(reader: Reader) -> bool:
     """Whether an equation sums over axes, or weighs with constants what it sums."""
-    if reader.eqn.primitive is jax.lax.reduce_sum_p:
+    if reader.eqn.primitive in (jax.lax.reduce_sum_p, jax.lax.reduce_max_p):
         return True
     return reader.site.summed is not None and any(v.const for v in reader.ins)
 

@@ -99,7 +99,7 @@ def _is_wide(axes: tuple[Axis, ...]) -> bool:
 
 
 def _alone(graph: Graph, axes: tuple[Axis, ...]) -> bool:
-    """Whether the channels of a vector are in no kernel, as those of a learned scale."""
+    """Whether the channels of a vector are in no kernel, but only added up."""
     names = {leaf.name for axis in axes for leaf in leaves(axis)}
     members = {m.path for n in names if not graph[n].pinned for m in graph[n].members}
     return bool(members) and not any(_is_wide(graph.axes[p]) for p in members)

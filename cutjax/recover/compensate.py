@@ -42,8 +42,8 @@ def compensate(
     refitting have made them worse on the calibration data, the parameters are returned
     as cut, with a warning. Weights that serve in several places take a second walk (an
     embedding that is a head too) or a third (what a recurrence reads in every step of
-    its loop), and stay as cut if it brings nothing. What is read in a `while` or a `cond`
-    stays as cut.
+    its loop), and stay as cut if it brings nothing. What is read in a `while` or in
+    branches stays as cut.
 
     Args:
         apply: the full function.

@@ -213,9 +213,7 @@ def _while_infer(w, eqn, ins):
     p = eqn.params
     a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     data = any(value.data for value in ins)
-    inner = [
-        Value(v.dims, data=data, param=v.param, const=v.const) for v in ins[:b]
-    ]
+    inner = [Value(v.dims, data=data, param=v.param, const=v.const) for v in ins[:b]]
     inner += [Value(v.dims, data=data) for v in ins[b:]]
     with w.looping():
         w.enter(p["cond_jaxpr"], [*inner[:a], *inner[b:]])

@@ -1,6 +1,8 @@
 """Reductions, scans along an axis, sorting and windows."""
 
-from cutjax.rules.base import rest, rule, shape_of, summed_over
+import jax
+
+from cutjax.rules.base import Summed, counts, rest, rule, shape_of, summed_over
 from cutjax.unify import POSITIONS
 
 
@@ -13,10 +15,26 @@ def _sum(w, eqn, ins):
     return [value._replace(dims=rest(value.dims, axes), summed=summed, param=None)]
 
 
-@rule(
-    "reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor reduce "
-    "argmax argmin"
-)
+def _greatest(ev, eqn, sub, ins, outs, args):
+    """Of no channels it is what it is of masked ones."""
+    if 0 in args[0].shape:
+        shape = counts(ev.k, outs[0].dims)
+        return [jax.numpy.zeros(shape, eqn.outvars[0].aval.dtype)]
+    return ev.bind(eqn, args)
+
+
+@rule("reduce_max", evaluate=_greatest)
+def _max(w, eqn, ins):
+    """A sum's like, where nothing is negative: zeros change no such maximum."""
+    if not w.nonnegative(eqn.invars[0]):
+        return _pinning(w, eqn, ins)
+    value, axes = ins[0], eqn.params["axes"]
+    gone = tuple(value.dims[i] for i in axes)
+    w.read(value, gone, Summed(gone))
+    return [rest(value.dims, axes)]
+
+
+@rule("reduce_min reduce_prod reduce_and reduce_or reduce_xor reduce argmax argmin")
 def _pinning(w, eqn, ins):
     axes = eqn.params.get("axes", eqn.params.get("dimensions"))
     for value in ins:

@@ -67,7 +67,8 @@ def tap(
 def _note(tapped: Tapped, kept: Kept, reader: Reader, operand: Any, free) -> None:
     """Note the channels of an operand, one entry per axis that holds a group."""
     site = reader.site
-    if site.looped or (site.summed is not None and site.summed.mean):
+    unseen = site.summed is not None and not reader.ins[site.at].data
+    if site.looped or unseen or (site.summed is not None and site.summed.mean):
         return
     for axis in site.axes:
         var = reader.ins[site.at].dims[axis]

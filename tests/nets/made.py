@@ -119,3 +119,28 @@ def loop_of_tasks() -> Net:
     tasks = ("carried", "summed", "one", "other")
     known = {"by_weights": False, "tasks": tasks}
     return Net("loop_of_tasks", apply, params, (normal(2, 3),), (4, 5, 6, 7), **known)
+
+
+@specimen
+def fake_quantised() -> Net:
+    """Eight bits, by the largest absolute value: of each token, and of each kernel.
+
+    Straight through the rounding. A maximum of absolute values runs over the widths 6
+    and 7, to which channels that are zero add nothing.
+    """
+
+    def rounded(v: jax.Array, axis: int | None) -> jax.Array:
+        scale = jnp.abs(v).max(axis, keepdims=True) / 127
+        near = jnp.round(v / (scale + 1e-5)) * scale
+        return v + lax.stop_gradient(near - v)
+
+    def layer_of(p: Any, x: jax.Array) -> jax.Array:
+        return rounded(x, -1) @ rounded(p["kernel"], None) + p["bias"]
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(layer_of(p["one"], x))
+        return layer_of(p["three"], jax.nn.relu(layer_of(p["two"], x)))
+
+    params = tree(one=layer(4, 6), two=layer(6, 7), three=layer(7, 2))
+    known = {"by_weights": False, "true_derivative": False}
+    return Net("fake_quantised", apply, params, (normal(2, 4),), (6, 7), **known)
