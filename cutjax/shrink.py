@@ -14,6 +14,7 @@ from cutjax.errors import KeepError, MismatchError, suggest
 from cutjax.graph import Graph
 from cutjax.members import map_mirrored
 from cutjax.mirror import mirrored, named_leaves, path_name
+from cutjax.placed import relaxed
 from cutjax.resize import Axes, Hook, resized
 
 
@@ -118,7 +119,7 @@ def take(leaf: Any, index: np.ndarray, axis: int) -> Any:
     device = jax.local_devices()[0]
     if plain and device.platform == "cpu" and leaf.devices() == {device}:
         return jnp.asarray(np.take(np.asarray(leaf), index, axis=axis))
-    return jnp.take(leaf, index, axis=axis)
+    return jnp.take(relaxed(leaf), index, axis=axis)
 
 
 def _map_members(change: Callable, params: Any, graph: Graph, keep: Keep) -> Any:

@@ -15,6 +15,7 @@ from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
 from cutjax.mirror import named_leaves
+from cutjax.placed import automatic, is_spread, relaxed
 from cutjax.recover import judge, normal
 from cutjax.recover.ahead import ahead
 from cutjax.recover.lockstep import Halt, Pair, halts_of, passing, segment
@@ -56,6 +57,7 @@ def recovered(
         label: of the progress bar and of warnings.
     """
     check_params(params, graph)
+    params = relaxed(params)
     chosen = graph.check_tasks(tasks)
     inputs = _inputs(batches, graph, sharding)
     as_cut = named_leaves(cut_params(params, graph, keep))
@@ -65,7 +67,7 @@ def recovered(
     stops = [s for s in stops_of(prog, as_cut, loops) if s.path in used]
     ways = {s.place: way_of(s, len(inputs) * s.steps) for s in stops}
     parent = list(named_leaves(params).values())
-    spread = sharding is not None
+    spread = is_spread((params, inputs))
     job = Job(prog, ways, parent, inputs, damping, spread, progress, label)
     done = _best(job, stops, as_cut)
     child = _not_worse(job, as_cut, done)
@@ -235,7 +237,9 @@ def _inputs(
     batches: Iterable[Any], graph: Graph, sharding: Any
 ) -> list[tuple[Any, ...]]:
     equal = equal_inputs(batches, graph.inputs, empty="the calibration data is empty")
-    return equal if sharding is None else [jax.device_put(x, sharding) for x in equal]
+    if sharding is None:
+        return relaxed(equal)
+    return [jax.device_put(x, automatic(sharding)) for x in equal]
 
 
 def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cutjax.placed import automatic
 
 
 class Layout(NamedTuple):
@@ -36,16 +38,13 @@ def layout(sharding: Any, batch_size: int) -> Layout | None:
     """
     if sharding is None:
         return None
-    if isinstance(sharding, Mesh):
-        sharding = NamedSharding(sharding, PartitionSpec(sharding.axis_names))
+    sharding = automatic(sharding)
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         raise ValueError(
             f"fit: sharding is a {type(sharding).__name__}; give a mesh, or "
             'NamedSharding(mesh, PartitionSpec("data")) to divide batches over an axis'
         )
-    # A mesh of explicit axes would ask for a sharding at every gather in the model.
-    kinds = (AxisType.Auto,) * len(sharding.mesh.axis_names)
-    mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names, axis_types=kinds)
+    mesh = sharding.mesh
     batch = NamedSharding(mesh, PartitionSpec(*sharding.spec[:1]))
     if not _fits(batch, batch_size):
         raise ValueError(
