@@ -13,6 +13,7 @@ import resource
 import time
 from typing import Any
 
+import flax.linen as nn
 import jax
 import large
 import numpy as np
@@ -64,3 +65,23 @@ def test_calibration_of_a_resnet_50(request: Any) -> None:
     assert len(fits) == 54
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(small))
     assert all(fit.after <= fit.before + 1e-6 for fit in fits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [20, 200])
+def test_a_recurrence_is_no_slower_to_compile_for_its_length(benchmark, steps):
+    """A GRU of width 64; per step little more than its arithmetic."""
+
+    class Cells(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.Dense(10)(nn.RNN(nn.GRUCell(64))(nn.Dense(32)(x))[:, -1])
+
+    rng, net = np.random.default_rng(0), Cells()
+    data = [rng.normal(size=(16, steps, 12)).astype(np.float32) for _ in range(4)]
+    params = net.init(jax.random.key(0), data[0])
+    graph = cj.trace(net.apply, params, data[0])
+    keep = {g.name: rng.permutation(g.size) < g.size // 2 for g in graph.free}
+    args = (net.apply, params, graph, keep, data)
+    small, _ = benchmark(lambda: cj.compensate(*args, progress=False))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(small))

@@ -533,11 +533,16 @@ net = NETS["mlp_tasks"]()
 graph = cj.trace(net.apply, net.params, *net.inputs)
 keep, runs = random_keep(graph, 1), []
 data = [batch_of(net, i, 24) for i in range(3)]
-for devices in (1, 4):
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    runs.append(cj.compensate(net.apply, net.params, graph, keep, data, progress=False,
-        sharding=NamedSharding(mesh, PartitionSpec("data")))[0])
-print(max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, runs))))
+def run(params, sharding):
+    args = net.apply, params, graph, keep, data
+    return jax.tree.leaves(cj.compensate(*args, progress=False, sharding=sharding)[0])
+for devices, kind in ((1, AxisType.Auto), (4, AxisType.Auto), (4, AxisType.Explicit)):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(kind,))
+    runs.append(run(net.params, NamedSharding(mesh, PartitionSpec("data"))))
+# The parameters divided, and not the data.
+whole = NamedSharding(mesh, PartitionSpec())
+runs.append(run(jax.device_put(net.params, whole), None))
+print(max(np.abs(a - b).max() for other in runs[1:] for a, b in zip(runs[0], other)))
 """
 
 
