@@ -10,6 +10,13 @@ from cutjax.errors import DataError
 
 Array = jax.Array | np.ndarray
 
+IN_FRONT = (
+    "every leaf of inputs and targets needs the examples in front, but for numbers and "
+    "random keys that are the same for all: batch graphs, as jax.vmap(net, "
+    "in_axes=(None, 0, 0)) takes them; split keys per example"
+)
+"""What saliency asks of the data, for the end of an error message."""
+
 
 def inputs_of(batch: Any, traced: Sequence[str] = ()) -> tuple[Any, ...]:
     """The inputs of the function in a batch: `(x, ...)`, or x alone.
@@ -33,6 +40,39 @@ def inputs_of(batch: Any, traced: Sequence[str] = ()) -> tuple[Any, ...]:
     return found
 
 
+def examples(**parts: Any) -> int:
+    """How many examples lie along the first axis of every leaf that has one.
+
+    What has no axis, a number or a random key, is each example's.
+
+    Args:
+        **parts: pytrees, by what they are called in an error.
+
+    Raises:
+        DataError: leaves that disagree, or no leaf with an axis.
+    """
+    sizes: dict[int, str] = {}
+    for path, leaf in jax.tree.leaves_with_path(parts):
+        if np.ndim(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            sizes.setdefault(np.shape(leaf)[0], name)
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    found = ", ".join(f"{name} has {size}" for size, name in sizes.items())
+    raise DataError(f"how many examples? {found or 'no leaf has an axis'}; {IN_FRONT}")
+
+
+def first(inputs: Any, n: int) -> Any:
+    """The first examples of a batch; what has no axis as it is."""
+    return jax.tree.map(lambda a: a[:n] if np.ndim(a) else a, inputs)
+
+
+def rows(inputs: Any) -> int:
+    """The size of a batch by its first leaf with an axis, whatever the others are."""
+    leaves = jax.tree.leaves(inputs)
+    return next((np.shape(a)[0] for a in leaves if np.ndim(a)), 1)
+
+
 def equal_inputs(
     batches: Iterable[Any], traced: Sequence[str] = (), *, empty: str
 ) -> list[tuple[Any, ...]]:
@@ -49,14 +89,20 @@ def equal_inputs(
     found = [inputs_of(batch, traced) for batch in batches]
     if not found:
         raise DataError(f"{empty}; pass batches of (x, ...)")
-    size = len(jax.tree.leaves(found[0])[0])
-    return [x for x in found if len(jax.tree.leaves(x)[0]) == size]
+    size = rows(found[0])
+    return [x for x in found if rows(x) == size]
+
+
+def _rank(text: str) -> tuple[str, int]:
+    """Of `float32[40, 3]`: the type and the number of axes."""
+    kind, _, shape = text.partition("[")
+    return kind, shape.count(",") + (shape != "]")
 
 
 def _check_held(batch: tuple[Any, ...], traced: Sequence[str]) -> None:
     """Raise if a batch begins with all that was traced, side by side."""
     kinds = [(str(a.dtype), a.ndim) for a in batch if isinstance(a, Array)]
-    wanted = [(text.split("[")[0], 1 + text.count(",")) for text in traced]
+    wanted = [_rank(text) for text in traced]
     if kinds[: len(traced)] == wanted and len(kinds) == len(batch):
         names = ", ".join("abcdefgh"[: len(traced)])
         raise DataError(

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
+from cutjax.inputs import rows
 from cutjax.mirror import named_leaves, path_name
 
 
@@ -70,7 +71,7 @@ def recalibrate(
     count = 0
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):
         x = batch[0] if isinstance(batch, tuple) else batch
-        found, n = measured(params, x), len(jax.tree.leaves(x)[0])
+        found, n = measured(params, x), rows(x)
         _check(found, count)
         count += n
         held = found if held is None else _combined(held, found, n / count)

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from cutjax._jit import jit
-from cutjax.errors import DataError
+from cutjax.errors import CutjaxError, DataError
 from cutjax.graph import Graph
+from cutjax.inputs import IN_FRONT, first
 from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
 from cutjax.saliency.seen import look
 from cutjax.saliency.stream import (
@@ -76,7 +77,8 @@ def gather(
         The state, for `finish`.
 
     Raises:
-        DataError: empty data, a missing target, a loss that is no scalar.
+        DataError: empty data, a missing target, a loss that is no scalar, leaves of
+            inputs and targets that do not have the examples in front.
     """
     check_params(params, graph)
     problem = Problem(apply, params, graph, losses)
@@ -90,7 +92,7 @@ def gather(
     ):
         args = (params, inputs, targets, weights)
         if state is None:
-            state = _zeros(jax.eval_shape(step, None, *args))
+            state = _zeros(_shapes(step, problem, inputs, args))
         state = step(state, *args)
     return state  # type: ignore[return-value]  (no batch is an error above)
 
@@ -197,6 +199,29 @@ def _step(problem: Problem, criteria: Mapping[str, Criterion]) -> Callable[..., 
         return State(total, carry, once, examples, before.batches + 1, bad)
 
     return jit(step)
+
+
+def _shapes(step: Callable, problem: Problem, inputs: Any, args: Any) -> Any:
+    """What a step leaves; an error if the function takes no example alone."""
+    try:
+        return jax.eval_shape(step, None, *args)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, CutjaxError) or not _only_whole(problem, inputs):
+            raise
+        raise DataError(
+            f"the function takes the batch, but no example of it alone: {IN_FRONT}"
+        ) from error
+
+
+def _only_whole(problem: Problem, inputs: tuple[Any, ...]) -> bool:
+    def takes(inputs: tuple[Any, ...]) -> bool:
+        try:
+            _ = jax.eval_shape(problem.apply, problem.params, *inputs)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    return takes(inputs) and not takes(first(inputs, 1))
 
 
 def _kahan(total: Any, carry: Any, more: Any) -> tuple[Any, Any]:
