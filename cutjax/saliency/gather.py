@@ -205,6 +205,11 @@ def _shapes(step: Callable, problem: Problem, inputs: Any, args: Any) -> Any:
     """What a step leaves; an error if the function takes no example alone."""
     try:
         return jax.eval_shape(step, None, *args)
+    except NotImplementedError as error:
+        raise DataError(
+            f"JAX has no rule for a derivative of this function: {error}; ask for "
+            "criteria of first derivatives, as taylor or joint"
+        ) from error
     except (TypeError, ValueError) as error:
         if isinstance(error, CutjaxError) or not _only_whole(problem, inputs):
             raise

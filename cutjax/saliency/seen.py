@@ -78,9 +78,8 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
     tasks = len(problem.losses)
 
     def see(params, inputs, targets, weights, before) -> Seen:
-        each = Handles(0, 0, 0, None)  # type: ignore[arg-type]
-        batch, each_of = singles((inputs, targets))
-        run = jax.vmap(one, in_axes=(None, each, *each_of), out_axes=(0, _TAPPED))
+        batch, each = singles((inputs, targets))
+        run = _for_each(one, each)
         size = len(weights)
         handles, axes = _handles(problem, params, inputs, needs, size)
 
@@ -114,6 +113,38 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
     return see
 
 
+_TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
+_HANDLES = Handles(0, 0, 0, None)  # type: ignore[arg-type]
+
+
+def _for_each(one: Callable, axes: Any) -> Callable:
+    """`one` of all examples side by side; in turn, where JAX has no rule for that."""
+    side_by_side = jax.vmap(one, (None, _HANDLES, *axes), out_axes=(0, _TAPPED))
+
+    def run(params: Any, handles: Handles, inputs: Any, targets: Any) -> Any:
+        try:
+            return side_by_side(params, handles, inputs, targets)
+        except NotImplementedError:
+            return in_turn(params, handles, inputs, targets)
+
+    def in_turn(params: Any, handles: Handles, *batch: Any) -> Any:
+        apart = handles._replace(weights=None)  # type: ignore[arg-type]
+        size = examples(batch=batch)
+
+        def at(i: Any, own: Handles) -> Any:
+            mine = jax.tree.map(lambda a: jnp.asarray(a)[i] if np.ndim(a) else a, batch)
+            losses, tapped = one(params, own._replace(weights=handles.weights), *mine)
+            return losses, tapped._replace(kernels={}), tapped.kernels
+
+        # Kernels are every example's: a loop would hold one copy for each.
+        kernels = at(0, jax.tree.map(lambda a: a[0], apart))[2]
+        each = (jnp.arange(size), apart)
+        losses, tapped = jax.lax.map(lambda here: at(*here)[:2], each)
+        return losses, tapped._replace(kernels=kernels)
+
+    return run
+
+
 def _pulled(pull: Callable, tasks: int, unrolled: bool) -> Handles:
     """Gradients of every task's loss, tasks in front.
 
@@ -122,11 +153,11 @@ def _pulled(pull: Callable, tasks: int, unrolled: bool) -> Handles:
     """
     each = jnp.eye(tasks, dtype=jnp.float32)
     if not unrolled:
-        return jax.vmap(lambda e: pull(e)[0])(each)
+        try:
+            return jax.vmap(lambda e: pull(e)[0])(each)
+        except NotImplementedError:
+            pass  # as in `_for_each`
     return jax.tree.map(lambda *v: jnp.stack(v), *(pull(e)[0] for e in each))
-
-
-_TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
 
 
 def per_example(
