@@ -11,9 +11,9 @@ import pytest
 
 import cutjax as cj
 from cutjax.errors import DataError
-from cutjax.inputs import inputs_of
+from cutjax.inputs import equal_inputs, inputs_of
 from cutjax.recipes.pagcp import task_losses_at
-from cutjax.recover import rotate
+from cutjax.recover import recalibrate, rotate
 
 
 def apply(p: Any, x: Any, scale: Any = 1.0) -> Any:
@@ -66,6 +66,61 @@ def test_a_key_beside_the_input_is_refused():
 def test_what_follows_the_input_is_not_looked_at(batch):
     found = inputs_of(batch, GRAPH.inputs)
     assert found[0] is X and len(found) == (2 if isinstance(batch[0], tuple) else 1)
+
+
+# Batches that are lists, of other sizes, of other shapes ------------------------------
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Arrays of parameters, or of what holds them beside a function."""
+    return [leaf for leaf in jax.tree.leaves(tree) if not callable(leaf)]
+
+
+@pytest.mark.parametrize("work", [compensated, aligned, merged])
+def test_a_list_is_what_a_loader_makes_of_a_tuple(work):
+    want, got = (work([kind(((X, SCALE), X)) for _ in "ab"]) for kind in (tuple, list))
+    jax.tree.map(np.testing.assert_array_equal, leaves(got), leaves(want))
+
+
+def test_a_list_that_was_traced_is_the_input():
+    assert inputs_of([X, SCALE], GRAPH.inputs) == ([X, SCALE],)
+    for batch, inputs in (([X], GRAPH.inputs[:1]), ([X, X], ()), ([X] * 3, ("a", "b"))):
+        with pytest.raises(DataError, match=r"a list, which may be \[x, \.\.\.\] or"):
+            inputs_of(batch, inputs)
+    with pytest.raises(DataError, match="a batch is a list"):
+        recalibrate(lambda p, x: (x, {}), {}, [[X, X]], progress=False)
+
+
+@pytest.mark.parametrize("sizes", [(2, 16, 16), (16, 16, 2), (2, 2, 16, 2, 16)])
+def test_the_size_that_most_examples_come_in_is_taken(sizes):
+    parts = [(X[i : i + n], SCALE[i : i + n]) for i, n in enumerate(sizes)]
+    found = equal_inputs([(x,) for x in parts], GRAPH.inputs, empty="no data")
+    assert [len(x) for x, _ in found] == [16, 16]
+    want = compensated([(x,) for x in parts if len(x[0]) == 16])
+    got = compensated([(x,) for x in parts])
+    jax.tree.map(np.testing.assert_array_equal, got[0], want[0])
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (
+            (X, SCALE[:, :0]),
+            r"input 1 is float32\[40,0\] in batch 2, but float32\[40,1\]",
+        ),
+        ((X.astype(np.int32), SCALE), r"input 0 is int32\[40,3\] in batch 2"),
+        ((X, SCALE, X), "batch 2 has other inputs than batch 1"),
+    ],
+)
+def test_batches_of_other_shapes_are_refused(other, match):
+    data = [((X[:3], SCALE[:3]),), ((X, SCALE),), (other,)]
+    with pytest.raises(DataError, match=match):
+        compensated(data)
+
+
+def test_batches_of_no_examples_are_refused():
+    with pytest.raises(DataError, match="is empty: batches of no examples"):
+        compensated([((X[:0], SCALE[:0]),)])
 
 
 # Inputs without examples ------------------------------------------------------------

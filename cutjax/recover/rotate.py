@@ -72,7 +72,7 @@ def rotate(
         apply: the function.
         params: its parameters.
         graph: their graph.
-        batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
+        batches: `(x, ...)` or bare inputs, all of one size; others are left out.
         groups: names of those to turn; all that can be, if not given.
         progress: show a progress bar.
 

@@ -44,7 +44,7 @@ def settle(
     Args:
         apply: the function in inference, `(params, x) -> outputs`.
         params: with the running means and variances.
-        batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
+        batches: `(x, ...)` or bare inputs, all of one size; others are left out.
         state: parts of the paths that tell statistics from what is trained: the name of
             their collection, or `("mean", "var")` where all of a layer lies together.
         progress: show a progress bar.
