@@ -17,6 +17,7 @@ from cutjax.errors import CutjaxError, DataError
 from cutjax.graph import Graph
 from cutjax.inputs import IN_FRONT, first
 from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
+from cutjax.saliency.mixing import warn_of_mixing
 from cutjax.saliency.seen import look
 from cutjax.saliency.stream import (
     Batch,
@@ -74,7 +75,8 @@ def gather(
         progress: show a progress bar.
 
     Returns:
-        The state, for `finish`.
+        The state, for `finish`. Warns if the first example has another answer in its
+        batch than alone: rows that are not examples would be scored as such.
 
     Raises:
         DataError: empty data, a missing target, a loss that is no scalar, leaves of
@@ -91,9 +93,12 @@ def gather(
         batches, problem.tasks, progress=progress, label=label, sharding=sharding
     ):
         args = (params, inputs, targets, weights)
+        first_step = state is None
         if state is None:
             state = _zeros(_shapes(step, problem, inputs, args))
         state = step(state, *args)
+        if first_step:
+            warn_of_mixing(problem, inputs)
     return state  # type: ignore[return-value]  (no batch is an error above)
 
 
