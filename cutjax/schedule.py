@@ -18,8 +18,9 @@ import numpy as np
 from cutjax.budget import Budget
 from cutjax.cost import RESOURCES, Cost, amounts, key_of
 from cutjax.dims import Keep, kept, leaves
-from cutjax.errors import BudgetError, KeepError, suggest
+from cutjax.errors import BudgetError, KeepError, MismatchError, suggest
 from cutjax.graph import Graph
+from cutjax.inputs import first, inputs_of
 from cutjax.mirror import path_name
 from cutjax.plan import plan
 from cutjax.shrink import cut, mask, shrink, take
@@ -235,6 +236,7 @@ def iterate(
     Raises:
         BudgetError: a budget that cannot be met from where the rounds are.
         KeepError: scores or recovered parameters that do not fit.
+        MismatchError: `inputs` are not like what the graph was traced with.
 
     Reference:
         Han et al., Learning both Weights and Connections, NeurIPS 2015; Renda et al.,
@@ -245,7 +247,7 @@ def iterate(
     only = None if tasks is None else chosen
     keep: dict[str, np.ndarray] = {}
     fn, now = cut(apply, params, graph, keep, only)
-    here, values = trace(fn, now, *inputs), params
+    here, values = traced(fn, now, graph, inputs), params
     for budget in budgets:
         names = called(graph, keep, here)
         if masked:
@@ -267,6 +269,31 @@ def iterate(
         else:
             now = recover(fn, now)
             yield Round(keep, fn, now, here, cost)
+
+
+def traced(
+    fn: Callable[..., Any], params: Any, graph: Graph, inputs: Sequence[Any]
+) -> Graph:
+    """The graph of what is left, by inputs like those of the whole.
+
+    Raises:
+        MismatchError: `inputs` are of other shapes or types.
+    """
+    found = trace(fn, params, *inputs)
+    if found.inputs != graph.inputs:
+        raise MismatchError(
+            f"the graph is of inputs {graph.inputs}, not {found.inputs}: FLOPs would "
+            "be counted in other units; pass inputs=(...), what it was traced with"
+        )
+    return found
+
+
+def like_traced(graph: Graph, batch: Any) -> tuple[Any, ...]:
+    """One example, or the whole batch, as shapes: whichever the graph is of."""
+    whole = jax.eval_shape(lambda x: x, inputs_of(batch, graph.inputs))
+    one = jax.eval_shape(lambda x: first(x, 1), whole)
+    shapes = tuple(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(one))
+    return one if tuple(graph.inputs) == shapes else whole
 
 
 def cut_again(params: Any, graph: Graph, keep: Keep, smaller: Keep) -> Any:

@@ -131,6 +131,20 @@ def test_net_draws_heights_as_wide_as_the_groups(small):
     assert any("1 task" in t for t in texts(fig))
 
 
+@pytest.mark.parametrize(("tasks", "outlines"), [(("a", "b"), 0), ("a", 2)])
+def test_a_kernel_of_no_task_is_drawn_unless_some_task_goes(tasks, outlines):
+    def apply(p, x):
+        h = x @ p["up"]
+        _ = h @ p["idle"]
+        return {"a": h @ p["a"], "b": h @ p["b"]}
+
+    p = {"up": jnp.ones((2, 8)), "idle": jnp.ones((8, 4))}
+    p |= {"a": jnp.ones((8, 2)), "b": jnp.ones((8, 2))}
+    fig = plot.net(cj.trace(apply, p, jnp.ones((1, 2))), tasks=tasks)
+    dashed = [p for p in fig.axes[1].patches if p.get_linestyle() in ("--", "dashed")]
+    assert len(dashed) == outlines
+
+
 def test_scores_put_the_kept_first_and_rank_over_all_of_a_task(small):
     graph, scores, keep, _ = small
     fig = plot.scores(scores, graph, keep)

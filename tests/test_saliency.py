@@ -229,6 +229,57 @@ def test_per_example_values_equal_the_loop(conv_graph):
         np.testing.assert_allclose(got[name], values, rtol=2e-4, atol=1e-5)
 
 
+def experts(p: Any, x: jax.Array) -> jax.Array:
+    """Every row by one expert: JAX cannot map ragged products over examples."""
+    chosen = (x @ p["route"]).argmax(-1)
+    order, sizes = jnp.argsort(chosen), jnp.bincount(chosen, length=3)
+    h = jnp.tanh(jax.lax.ragged_dot(x[order], p["up"], sizes))
+    y = jax.lax.ragged_dot(h, p["down"], sizes)
+    return jnp.zeros_like(y).at[order].set(y) @ p["head"]
+
+
+def every_expert(p: Any, x: jax.Array) -> jax.Array:
+    """The same by products with all experts."""
+    chosen = jax.nn.one_hot((x @ p["route"]).argmax(-1), 3)
+    y = jnp.einsum(
+        "bef,efd->bed", jnp.tanh(jnp.einsum("bd,edf->bef", x, p["up"])), p["down"]
+    )
+    return jnp.einsum("bed,be->bd", y, chosen) @ p["head"]
+
+
+def test_without_a_rule_for_vmap_examples_go_in_turn():
+    p = {"route": normal(1, 4, 3), "up": normal(2, 3, 4, 6), "down": normal(3, 3, 6, 5)}
+    p["head"] = normal(4, 5, 2)
+    x, y = normal(5, 7, 4), normal(6, 7, 2)
+    graph = cj.trace(experts, p, x)
+    losses, data = {"output": square}, [(x, {"output": y})]
+
+    def loss(gates: Any, p: Any, i: int) -> jax.Array:
+        out = cj.gate(experts, graph)(gates, p, x[i : i + 1])
+        return square(out, y[i : i + 1])
+
+    ones = {g.name: jnp.ones(g.size) for g in graph.free}
+    each = [jax.grad(loss, (0, 1))(ones, p, i) for i in range(7)]
+    got = per_example(experts, graph, losses)(p, (x,), {"output": y})
+    assert set(got) == set(ones) == {"up:2", "down:2"}
+    for name, values in got.items():
+        want = [g[name] for g, _ in each]
+        np.testing.assert_allclose(values[:, 0], want, rtol=1e-4, atol=1e-5)
+    criteria = {"snip": cj.criteria.snip(), "joint": cj.joint()}
+    args = (experts, p, graph, losses, batched(x, {"output": y}, 4))
+    state = cj.criteria.gather(*args, criteria=criteria, **QUIET)
+    for name, slope in state.total["weights: gradients"].items():
+        want = sum(g[name] for _, g in each)
+        np.testing.assert_allclose(slope[0], want, rtol=1e-4, atol=1e-5)
+    score = cj.criteria.finish(*args[:4], criteria=criteria, state=state)["joint"]
+    full = cj.trace(every_expert, p, x)
+    all_run = cj.joint(every_expert, p, full, losses, data, **QUIET)
+    values = (s["output"]["down:2"] for s in (score, all_run))
+    np.testing.assert_allclose(*values, rtol=1e-3)
+    with pytest.raises(DataError, match=r"no rule for a deriv.* ragged_dot"):
+        cj.criteria.hessian(experts, p, graph, losses, data, **QUIET)
+
+
 CRITERIA = {"taylor": cj.taylor, "fisher": cj.fisher, "joint": cj.joint}
 
 

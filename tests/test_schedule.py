@@ -16,7 +16,7 @@ from nets import NETS
 
 import cutjax as cj
 from cutjax import schedule
-from cutjax.errors import BudgetError, KeepError
+from cutjax.errors import BudgetError, KeepError, MismatchError
 
 
 def test_schedules_in_numbers():
@@ -281,6 +281,28 @@ def test_a_branch_that_goes_whole_stays_gone():
         small_apply, small = cj.cut(apply, params, graph, found[-1].keep)
         got = found[-1].apply(found[-1].params, x)
         np.testing.assert_allclose(small_apply(small, x), got, rtol=1e-6)
+
+
+def test_inputs_are_those_that_were_traced():
+    """FLOPs of another batch size would be compared with budgets of the parent."""
+    net, _ = case("mlp_tasks")
+    inputs = tuple(x[:1].repeat(7, 0) for x in net.inputs)
+    with pytest.raises(MismatchError, match=r"pass inputs=.*what it was traced with"):
+        _ = rounds("mlp_tasks", (0.5,), inputs=inputs)
+
+
+def test_what_was_traced_is_one_example_or_a_batch():
+    params = {"a": jnp.ones((3, 2))}
+    key = jax.random.key(0)
+
+    def apply(p: Any, key: jax.Array, x: jax.Array) -> jax.Array:
+        return x @ p["a"] + jax.random.normal(key, (2,))
+
+    for n in (1, 6):
+        graph = cj.trace(apply, params, key, jnp.ones((n, 3)))
+        found = schedule.like_traced(graph, ((key, np.ones((6, 3), np.float32)),))
+        assert [a.shape for a in found] == [(), (n, 3)]
+        assert schedule.traced(apply, params, graph, found).inputs == graph.inputs
 
 
 def test_a_budget_out_of_reach_says_so():

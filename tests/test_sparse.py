@@ -181,6 +181,20 @@ def test_prunable_are_the_kernels_of_a_task():
     }
 
 
+@pytest.mark.parametrize("tasks", [None, ("age", "smile"), "age"])
+def test_a_kernel_of_no_task_is_pruned_unless_some_task_goes(tasks):
+    def apply(p: Any, x: Any) -> Any:
+        h = x @ p["a"]
+        _ = h @ p["idle"]
+        return {"age": h @ p["age"], "smile": h @ p["smile"]}
+
+    p = {"a": jnp.ones((3, 4)), **dict.fromkeys(("idle", "age", "smile"), jnp.eye(4))}
+    graph = cj.trace(apply, p, jnp.ones((2, 3)))
+    found = sparse.prunable(p, graph, tasks=tasks)
+    gone = {name for name, leaf in found.items() if leaf is None}
+    assert gone == ({"idle", "smile"} if tasks == "age" else set())
+
+
 def test_state_is_never_pruned():
     net = NETS["resnet18"]()
     graph = cj.trace(net.apply, net.params, *net.inputs)

@@ -16,6 +16,7 @@ from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.plot import style
 from cutjax.plot.layers import Layer, groups_of, layers, parts
+from cutjax.shrink import needed
 
 _WIDTH = 0.42  # of a block, in columns
 _SIDE_BY_SIDE = 10  # columns; a deeper net has its two pictures one above the other
@@ -94,7 +95,7 @@ def net(
     _title(axes[0], "before", graph.cost(), graph.tasks)
     if cut:
         widths = {name: int(np.sum(mask)) for name, mask in (keep or {}).items()}
-        alive = frozenset(p for p in found if set(graph.reach[p]) & set(chosen))
+        alive = needed(graph, tasks) & frozenset(found)
         _picture(axes[1], full._replace(widths=widths, alive=alive))
         _title(axes[1], "after", graph.cost(keep, tasks=chosen), chosen)
     _legend(fig, graph, keep)

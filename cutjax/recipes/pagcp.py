@@ -18,7 +18,7 @@ from cutjax.dims import Keep
 from cutjax.errors import BudgetError
 from cutjax.gate import gate
 from cutjax.graph import Graph
-from cutjax.saliency.stream import Batch, Loss, alone, padded, task_losses
+from cutjax.saliency.stream import Batch, Loss, padded, singles, task_losses
 
 Losses = dict[str, float]
 
@@ -72,9 +72,10 @@ def task_losses_at(
     @jax.jit
     def step(gates, params, inputs, targets, weights):
         def one(inputs, targets):
-            return compute(gated(gates, params, *alone(inputs)), alone(targets))
+            return compute(gated(gates, params, *inputs), targets)
 
-        return jnp.einsum("b,bt->t", weights, jax.vmap(one)(inputs, targets))
+        batch, axes = singles((inputs, targets))
+        return jnp.einsum("b,bt->t", weights, jax.vmap(one, axes)(*batch))
 
     count = float(sum(weights.sum() for _, _, weights in held))
 

@@ -16,7 +16,7 @@ from cutjax.plan import plan
 from cutjax.saliency import saliency
 from cutjax.saliency.criterion import Criterion
 from cutjax.saliency.stream import Batch, Loss
-from cutjax.schedule import Round, iterate
+from cutjax.schedule import Round, iterate, like_traced
 from cutjax.sparse import apply_masks, prunable, topk
 from cutjax.sparse.tree import filled
 
@@ -58,7 +58,6 @@ def cosprune_rounds(
         2023.
     """
     chosen = criteria.cosprune() if criterion is None else criterion
-    x = batches[0][0]
 
     def of(fn: Callable[..., Any], now: Any, here: Graph) -> Any:
         full = (fn, now, here, losses, batches)
@@ -66,7 +65,7 @@ def cosprune_rounds(
 
     return iterate(
         *(apply, params, graph),
-        inputs=x if isinstance(x, tuple) else (x,),
+        inputs=like_traced(graph, batches[0]),
         budgets=budgets,
         score=of,
         recover=recover,

@@ -50,8 +50,8 @@ def compensate(
         params: the full parameters.
         graph: their graph.
         keep: the channels to keep.
-        batches: `(x, ...)` of calibration data, of equal sizes (a smaller last one is
-            left out); targets are not looked at.
+        batches: `(x, ...)` of calibration data, of equal sizes (others are left out);
+            targets are not looked at.
         tasks: as in `cut`.
         damping: lambda, as a share of the mean square of the features (about their
             mean, if there is a bias). None chooses it per reader: every fourth of

@@ -7,12 +7,20 @@ import jax
 import numpy as np
 
 from cutjax.budget import Budget
-from cutjax.errors import DataError, MismatchError
+from cutjax.errors import DataError
 from cutjax.graph import Graph
-from cutjax.inputs import inputs_of
 from cutjax.plan import plan
 from cutjax.recover.compensate import compensate
-from cutjax.schedule import Round, Score, absolute, called, compose, cut_again
+from cutjax.schedule import (
+    Round,
+    Score,
+    absolute,
+    called,
+    compose,
+    cut_again,
+    like_traced,
+    traced,
+)
 from cutjax.shrink import cut, shrink
 from cutjax.trace import trace
 
@@ -69,8 +77,8 @@ def gradually(
     only = None if tasks is None else chosen
     keep: dict[str, np.ndarray] = {}
     fn, now = cut(apply, params, graph, keep, only)
-    inputs = _inputs(graph, data[0]) if inputs is None else tuple(inputs)
-    here = _traced(fn, now, graph, inputs)
+    inputs = like_traced(graph, data[0]) if inputs is None else inputs
+    here = traced(fn, now, graph, inputs)
     for budget in budgets:
         limits = absolute(budget, graph, chosen)
         scores = score(fn, now, here)
@@ -89,33 +97,3 @@ def gradually(
         now = now if distil is None else distil(fn, now)
         here = trace(fn, now, *inputs)
         yield Round(keep, fn, now, here, graph.cost(keep, tasks=chosen))
-
-
-def _inputs(graph: Graph, batch: Any) -> tuple[Any, ...]:
-    """One example, or the whole batch, as shapes: whichever the graph is of."""
-    whole = jax.tree.map(_shape, inputs_of(batch, graph.inputs))
-
-    def of(shapes: Any) -> tuple[str, ...]:
-        return tuple(f"{a.dtype}{list(a.shape)}" for a in jax.tree.leaves(shapes))
-
-    def first(a: Any) -> Any:
-        return jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
-
-    one = jax.tree.map(first, whole)
-    return one if tuple(graph.inputs) == of(one) else whole
-
-
-def _shape(a: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(a), jax.numpy.result_type(a))
-
-
-def _traced(
-    fn: Callable[..., Any], now: Any, graph: Graph, inputs: tuple[Any, ...]
-) -> Graph:
-    found = trace(fn, now, *inputs)
-    if found.inputs != graph.inputs:
-        raise MismatchError(
-            f"the graph is of inputs {graph.inputs}, not {found.inputs}: FLOPs would "
-            "be counted in other units; pass inputs=(...), what it was traced with"
-        )
-    return found

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
+from cutjax.inputs import rows, told
 from cutjax.mirror import named_leaves, path_name
 
 
@@ -40,7 +41,8 @@ def recalibrate(
         `params` with new statistics.
 
     Raises:
-        DataError: no data, or statistics that are NaN or infinite.
+        DataError: no data, statistics that are NaN or infinite, or batches that are
+            lists, of which it is not clear whether they are `[x, ...]`.
         MismatchError: the function updates nothing, or something unknown.
     """
 
@@ -69,8 +71,9 @@ def recalibrate(
     held: Any = None
     count = 0
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):
+        batch = told(batch)
         x = batch[0] if isinstance(batch, tuple) else batch
-        found, n = measured(params, x), len(jax.tree.leaves(x)[0])
+        found, n = measured(params, x), rows(x)
         _check(found, count)
         count += n
         held = found if held is None else _combined(held, found, n / count)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
-from cutjax.inputs import equal_inputs
+from cutjax.inputs import equal_inputs, first
 from cutjax.recover.follow import evaluated, given_to
 from cutjax.recover.program import Program, program
 from cutjax.recover.trial import SAME, gap, is_short, turns_of
@@ -72,7 +72,7 @@ def rotate(
         apply: the function.
         params: its parameters.
         graph: their graph.
-        batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
+        batches: `(x, ...)` or bare inputs, all of one size; others are left out.
         groups: names of those to turn; all that can be, if not given.
         progress: show a progress bar.
 
@@ -103,7 +103,7 @@ def rotate(
     """
     check_params(params, graph)
     given = equal_inputs(batches, graph.inputs, empty="no data to rotate by")
-    few = jax.tree.map(lambda a: a[:FEW], given[0])
+    few = _few(apply, params, given[0])
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     names = [g.name for g in graph.free]
     if groups is not None:
@@ -149,6 +149,16 @@ def leading(
         name: np.arange(len(mask)) < np.sum(mask) if name in rotated.energy else mask
         for name, mask in keep.items()
     }
+
+
+def _few(apply: Callable[..., Any], params: Any, inputs: Any) -> Any:
+    """A few examples; all, where the function takes no part of a batch (a graph)."""
+    few = first(inputs, FEW)
+    try:
+        _ = jax.eval_shape(apply, params, *few)
+    except (TypeError, ValueError):
+        return inputs
+    return few
 
 
 def _in_32_bits(tree: Any) -> Any:

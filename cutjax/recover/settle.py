@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
-from cutjax.inputs import equal_inputs
+from cutjax.inputs import equal_inputs, first
 from cutjax.mirror import named_leaves
 from cutjax.recover.follow import evaluated, given_to
 from cutjax.recover.norms import Norm, norms_of
@@ -44,7 +44,7 @@ def settle(
     Args:
         apply: the function in inference, `(params, x) -> outputs`.
         params: with the running means and variances.
-        batches: `(x, ...)` or bare inputs, all of one size; smaller ones are left out.
+        batches: `(x, ...)` or bare inputs, all of one size; others are left out.
         state: parts of the paths that tell statistics from what is trained: the name of
             their collection, or `("mean", "var")` where all of a layer lies together.
         progress: show a progress bar.
@@ -75,7 +75,7 @@ def settle(
     """
     given = equal_inputs(batches, empty="no data to settle on")
     # One example tells what is normalised where, at the size of its arrays.
-    one = jax.tree.map(lambda a: a[:1], given[0])
+    one = first(given[0], 1)
     graph = trace(apply, params, *one, on_unknown="pin")
     prog, whole = (program(apply, graph, {}, x) for x in (one, given[0]))
     leaves = list(named_leaves(params).values())

@@ -59,7 +59,8 @@ def saliency(
         params: its parameters.
         graph: its graph.
         losses: per task, `loss(output, target) -> scalar`.
-        batches: `(x, {task: target})`, of calibration data.
+        batches: `(x, {task: target})`, of calibration data. Every leaf has the examples
+            in front, or no axis: a number or a random key for all of them.
         criterion: of `cutjax.criteria`: `taylor`, `joint(damping=1e-2)`, ...; several
             (a mapping or a sequence) share the pass; or a function of your own,
             `f(apply, params, graph, losses, batches, progress=...)`. Not given, the one
@@ -74,7 +75,8 @@ def saliency(
         by the criterion's name.
 
     Raises:
-        DataError: empty data, a missing target, a loss or score that is NaN.
+        DataError: empty data, a missing target, a loss or score that is NaN, leaves
+            that do not have the examples in front.
 
     Example:
         >>> import jax.numpy as jnp, cutjax as cj

@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from cutjax._jit import jit
-from cutjax.errors import DataError
+from cutjax.errors import CutjaxError, DataError
 from cutjax.graph import Graph
+from cutjax.inputs import IN_FRONT, first
 from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
+from cutjax.saliency.mixing import warn_of_mixing
 from cutjax.saliency.seen import look
 from cutjax.saliency.stream import (
     Batch,
@@ -73,10 +75,12 @@ def gather(
         progress: show a progress bar.
 
     Returns:
-        The state, for `finish`.
+        The state, for `finish`. Warns if the first example has another answer in its
+        batch than alone: rows that are not examples would be scored as such.
 
     Raises:
-        DataError: empty data, a missing target, a loss that is no scalar.
+        DataError: empty data, a missing target, a loss that is no scalar, leaves of
+            inputs and targets that do not have the examples in front.
     """
     check_params(params, graph)
     problem = Problem(apply, params, graph, losses)
@@ -89,9 +93,12 @@ def gather(
         batches, problem.tasks, progress=progress, label=label, sharding=sharding
     ):
         args = (params, inputs, targets, weights)
+        first_step = state is None
         if state is None:
-            state = _zeros(jax.eval_shape(step, None, *args))
+            state = _zeros(_shapes(step, problem, inputs, args))
         state = step(state, *args)
+        if first_step:
+            warn_of_mixing(problem, inputs)
     return state  # type: ignore[return-value]  (no batch is an error above)
 
 
@@ -197,6 +204,34 @@ def _step(problem: Problem, criteria: Mapping[str, Criterion]) -> Callable[..., 
         return State(total, carry, once, examples, before.batches + 1, bad)
 
     return jit(step)
+
+
+def _shapes(step: Callable, problem: Problem, inputs: Any, args: Any) -> Any:
+    """What a step leaves; an error if the function takes no example alone."""
+    try:
+        return jax.eval_shape(step, None, *args)
+    except NotImplementedError as error:
+        raise DataError(
+            f"JAX has no rule for a derivative of this function: {error}; ask for "
+            "criteria of first derivatives, as taylor or joint"
+        ) from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, CutjaxError) or not _only_whole(problem, inputs):
+            raise
+        raise DataError(
+            f"the function takes the batch, but no example of it alone: {IN_FRONT}"
+        ) from error
+
+
+def _only_whole(problem: Problem, inputs: tuple[Any, ...]) -> bool:
+    def takes(inputs: tuple[Any, ...]) -> bool:
+        try:
+            _ = jax.eval_shape(problem.apply, problem.params, *inputs)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    return takes(inputs) and not takes(first(inputs, 1))
 
 
 def _kahan(total: Any, carry: Any, more: Any) -> tuple[Any, Any]:

@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from cutjax.gate import Gates, gate, ones
 from cutjax.graph import Graph
+from cutjax.inputs import examples, first
 from cutjax.mirror import named_leaves
 from cutjax.readers import rows
 from cutjax.saliency.criterion import Problem
-from cutjax.saliency.stream import Loss, alone, task_losses
+from cutjax.saliency.stream import Loss, singles, task_losses
 from cutjax.saliency.tap import Tapped, tap
 from cutjax.shrink import rewrite
 
@@ -71,19 +72,19 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
         needs: what to look at.
 
     Returns:
-        The step; `inputs` is a tuple, every leaf has the examples in front.
+        The step; `inputs` is a tuple, every leaf has the examples in front, or no axis.
     """
     one = _one_example(problem, needs)
     tasks = len(problem.losses)
 
-    def see(params, inputs, targets, weights, first) -> Seen:
-        each = Handles(0, 0, 0, None)  # type: ignore[arg-type]
-        run = jax.vmap(one, in_axes=(None, each, 0, 0), out_axes=(0, _TAPPED))
+    def see(params, inputs, targets, weights, before) -> Seen:
+        batch, each = singles((inputs, targets))
+        run = _for_each(one, each)
         size = len(weights)
-        handles, axes = _handles(problem, params, inputs, targets, needs, size)
+        handles, axes = _handles(problem, params, inputs, needs, size)
 
         def total(handles: Handles):
-            losses, tapped = run(params, handles, inputs, targets)
+            losses, tapped = run(params, handles, *batch)
             return jnp.einsum("b,bt->t", weights, losses), (losses, tapped)
 
         _, pull, (losses, tapped) = jax.vjp(total, handles, has_aux=True)
@@ -104,12 +105,44 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
             return total(Handles({}, {}, {}, named))[0]
 
         return Seen(
-            *(weights, first, targets, losses, gates, unread, tapped.inputs),
+            *(weights, before, targets, losses, gates, unread, tapped.inputs),
             {k: _mean_rows(g, axes[k]) for k, g in probes.items()},
             *(tapped.kernels, tapped.activations, of_each, of_gates, of_weights),
         )
 
     return see
+
+
+_TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
+_HANDLES = Handles(0, 0, 0, None)  # type: ignore[arg-type]
+
+
+def _for_each(one: Callable, axes: Any) -> Callable:
+    """`one` of all examples side by side; in turn, where JAX has no rule for that."""
+    side_by_side = jax.vmap(one, (None, _HANDLES, *axes), out_axes=(0, _TAPPED))
+
+    def run(params: Any, handles: Handles, inputs: Any, targets: Any) -> Any:
+        try:
+            return side_by_side(params, handles, inputs, targets)
+        except NotImplementedError:
+            return in_turn(params, handles, inputs, targets)
+
+    def in_turn(params: Any, handles: Handles, *batch: Any) -> Any:
+        apart = handles._replace(weights=None)  # type: ignore[arg-type]
+        size = examples(batch=batch)
+
+        def at(i: Any, own: Handles) -> Any:
+            mine = jax.tree.map(lambda a: jnp.asarray(a)[i] if np.ndim(a) else a, batch)
+            losses, tapped = one(params, own._replace(weights=handles.weights), *mine)
+            return losses, tapped._replace(kernels={}), tapped.kernels
+
+        # Kernels are every example's: a loop would hold one copy for each.
+        kernels = at(0, jax.tree.map(lambda a: a[0], apart))[2]
+        each = (jnp.arange(size), apart)
+        losses, tapped = jax.lax.map(lambda here: at(*here)[:2], each)
+        return losses, tapped._replace(kernels=kernels)
+
+    return run
 
 
 def _pulled(pull: Callable, tasks: int, unrolled: bool) -> Handles:
@@ -120,11 +153,11 @@ def _pulled(pull: Callable, tasks: int, unrolled: bool) -> Handles:
     """
     each = jnp.eye(tasks, dtype=jnp.float32)
     if not unrolled:
-        return jax.vmap(lambda e: pull(e)[0])(each)
+        try:
+            return jax.vmap(lambda e: pull(e)[0])(each)
+        except NotImplementedError:
+            pass  # as in `_for_each`
     return jax.tree.map(lambda *v: jnp.stack(v), *(pull(e)[0] for e in each))
-
-
-_TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
 
 
 def per_example(
@@ -139,12 +172,12 @@ def per_example(
 
     Returns:
         `f(params, inputs, targets) -> {group: f32[examples, tasks, n]}`; `inputs` is a
-        tuple, every leaf has the examples in front.
+        tuple, every leaf has the examples in front, or no axis.
     """
 
     def gates(params: Any, inputs: Any, targets: Any) -> dict[str, Array]:
         problem = Problem(apply, params, graph, losses)
-        weights = jnp.ones(len(jax.tree.leaves(inputs)[0]), jnp.float32)
+        weights = jnp.ones(examples(inputs=inputs, targets=targets))
         see = look(problem, frozenset({GATES}))
         return see(params, inputs, targets, weights, jnp.int32(0)).gates
 
@@ -161,7 +194,7 @@ def floats(params: Any) -> dict[str, Any]:
 
 
 def _one_example(problem: Problem, needs: frozenset[str]):
-    """`f(params, handles, inputs, targets) -> (losses [t], tapped)` for one example."""
+    """`f(params, handles, inputs, targets) -> (losses [t], tapped)` of one example."""
     graph, compute = problem.graph, task_losses(problem.losses, problem.graph)
     apply = problem.apply
     if apply is None:
@@ -175,10 +208,10 @@ def _one_example(problem: Problem, needs: frozenset[str]):
         if inside:
             hook = tap(tapped, {}, handles, graph, READERS in needs)
             fn = rewrite(apply, graph, {}, hook=hook, flat=True)
-            out = fn(params, *alone(inputs))
+            out = fn(params, *inputs)
         else:
-            out = gate(apply, graph)(handles.gates, params, *alone(inputs))
-        return compute(out, alone(targets)), tapped
+            out = gate(apply, graph)(handles.gates, params, *inputs)
+        return compute(out, targets), tapped
 
     return one
 
@@ -194,7 +227,7 @@ def _filled(params: Any, named: Mapping[str, Any]) -> Any:
     )
 
 
-def _handles(problem: Problem, params, inputs, targets, needs, size: int):
+def _handles(problem: Problem, params, inputs, needs, size: int):
     """Ones and zeros to differentiate by; the axes made at each probe."""
     graph = problem.graph
     each = {g: jnp.ones((size, *v.shape)) for g, v in ones(graph).items()}
@@ -216,11 +249,11 @@ def _probes(problem: Problem, params, inputs, axes: dict, size: int) -> dict[int
     def made(params, inputs):
         tapped = Tapped({}, {}, {}, {})
         hook = tap(tapped, axes, Handles({}, {}, {}, {}), graph, True)
-        rewrite(problem.apply, graph, {}, hook=hook, flat=True)(params, *alone(inputs))  # type: ignore[arg-type]
+        rewrite(problem.apply, graph, {}, hook=hook, flat=True)(params, *inputs)  # type: ignore[arg-type]
         return tapped.made
 
-    first = jax.eval_shape(lambda i: jax.tree.map(lambda a: a[0], i), inputs)
-    shapes = jax.eval_shape(made, params, first)
+    one = jax.eval_shape(lambda inputs: first(inputs, 1), inputs)
+    shapes = jax.eval_shape(made, params, one)
     return {k: jnp.zeros((size, *s.shape), s.dtype) for k, s in shapes.items()}
 
 

@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from cutjax.errors import DataError, suggest
 from cutjax.graph import Graph
+from cutjax.inputs import examples
 
 Loss = Callable[[Any, Any], Any]
 Batch = tuple[Any, Mapping[str, Any]]
+KEY = jax.dtypes.prng_key
 
 
 def padded(
@@ -27,7 +29,8 @@ def padded(
     """Batches of the size of the first, with weights that are zero for the padding.
 
     Args:
-        batches: `(x, {task: target})`; `x` is the input, or a tuple of inputs.
+        batches: `(x, {task: target})`; `x` is the input, or a tuple of inputs. Leaves
+            without an axis are each example's, and stay as they are.
         tasks: the targets to hand on.
         progress: show a bar.
         label: what the bar says.
@@ -37,7 +40,8 @@ def padded(
         `(inputs, targets, weights f32[n])`.
 
     Raises:
-        DataError: no batch, a target that is missing, or batches that grow.
+        DataError: no batch, a target that is missing, leaves that disagree on the
+            number of examples, or batches that grow.
     """
     size, parts = 0, 1 if sharding is None else sharding.num_devices
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
@@ -51,14 +55,15 @@ def padded(
                 f"no target for task {missing[0]!r}; {suggest(missing[0], y)}"
             )
         targets = {task: y[task] for task in tasks}
-        n = len(jax.tree.leaves(inputs)[0])
+        n = examples(inputs=inputs, targets=targets)
         size = size or -(-n // parts) * parts
         if n > size or n == 0:
             raise DataError(f"a batch of {n} examples after one of {size}")
         inputs, targets = jax.tree.map(partial(_pad, more=size - n), (inputs, targets))
         weights = (np.arange(size) < n).astype(np.float32)
         if sharding is not None:
-            inputs, targets = jax.device_put((inputs, targets), sharding)
+            put = partial(_put, sharding=sharding)
+            inputs, targets = jax.tree.map(put, (inputs, targets))
         yield inputs, targets, weights
     if size == 0:
         raise DataError(
@@ -81,12 +86,12 @@ def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     number = 0
     for x, y in batches:
         held.append((x, dict(y)))
-        number += len(jax.tree.leaves(x)[0])
+        number += examples(inputs=x, targets=dict(y))
         if number < size:
             continue
         whole = _joined(held)
         starts = range(0, number, size)
-        parts = [jax.tree.map(lambda a, s=s: a[s : s + size], whole) for s in starts]
+        parts = [jax.tree.map(partial(_slice, start=s, n=size), whole) for s in starts]
         number %= size
         held = [parts.pop()] if number else []
         yield from parts
@@ -98,11 +103,34 @@ def _joined(parts: list[Any]) -> Any:
     """Batches end to end; on the host, unless there is but one."""
     if len(parts) == 1:
         return parts[0]
-    return jax.tree.map(lambda *a: np.concatenate([np.asarray(v) for v in a]), *parts)
+    return jax.tree.map(_end_to_end, *parts)
+
+
+def _end_to_end(*parts: Any) -> Any:
+    first, *others = parts
+    if np.ndim(first) == 0:
+        if any(bool(a != first) for a in others):
+            raise DataError(
+                f"batches are joined to other sizes, but {first!r}, which is each "
+                "example's, is another in the next: give one per example, or no "
+                "`batch_size`"
+            )
+        return first
+    if isinstance(first, jax.Array) and jnp.issubdtype(first.dtype, KEY):
+        return jnp.concatenate(parts)
+    return np.concatenate([np.asarray(a) for a in parts])
+
+
+def _slice(a: Any, start: int, n: int) -> Any:
+    return a[start : start + n] if np.ndim(a) else a
+
+
+def _put(a: Any, sharding: Any) -> Any:
+    return jax.device_put(a, sharding) if np.ndim(a) else a
 
 
 def _pad(a: Any, more: int) -> Any:
-    if more == 0:
+    if more == 0 or np.ndim(a) == 0:
         return a
     return jnp.concatenate([jnp.asarray(a), jnp.repeat(jnp.asarray(a[:1]), more, 0)])
 
@@ -132,9 +160,10 @@ def task_losses(losses: Mapping[str, Loss], graph: Graph) -> Callable[..., jax.A
     return compute
 
 
-def alone(tree: Any) -> Any:
-    """One example as a batch of one."""
-    return jax.tree.map(lambda a: a[None], tree)
+def singles(tree: Any) -> tuple[Any, Any]:
+    """Each example as a batch of one, and the axes for `vmap`."""
+    single = jax.tree.map(lambda a: a[:, None] if np.ndim(a) else a, tree)
+    return single, jax.tree.map(lambda a: 0 if np.ndim(a) else None, tree)
 
 
 def check_finite(scores: Mapping[str, Mapping[str, np.ndarray]], what: str) -> None:

@@ -11,6 +11,7 @@ from cutjax import agreement
 from cutjax.errors import BudgetError, KeepError, MismatchError
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
+from cutjax.shrink import needed
 from cutjax.sparse.choose import topk
 from cutjax.sparse.tree import Masks
 
@@ -31,11 +32,12 @@ def prunable(
         tree: parameters, gradients, scores: anything of the parameters' structure.
         graph: their graph.
         tasks: only parameters that some of these need: for one task, trunk and own
-            head.
+            head; all, for all tasks.
         state: collections (any key on the path) that are no weights.
 
     Returns:
-        The tree with None for what has less than two axes, is state, or serves no task.
+        The tree with None for what has less than two axes, is state, or goes with other
+        tasks.
 
     Example:
         >>> import jax, jax.numpy as jnp, cutjax as cj
@@ -44,7 +46,7 @@ def prunable(
         >>> jax.tree.map(jnp.shape, prunable(w, graph))
         {'a': (2, 3), 'b': None}
     """
-    chosen = set(graph.check_tasks(tasks))
+    serving = needed(graph, tasks)
 
     def visit(path: tuple[Any, ...], leaf: Any) -> Any:
         name = path_name(path)
@@ -52,8 +54,7 @@ def prunable(
             raise MismatchError(f"{name!r} is no parameter of the graph")
         kernel = len(graph.shapes[name].shape) >= 2
         stateful = set(state) & set(name.split("/"))
-        serves = chosen & set(graph.reach[name])
-        return leaf if kernel and not stateful and serves else None
+        return leaf if kernel and not stateful and name in serving else None
 
     return jax.tree_util.tree_map_with_path(visit, tree)
 
