@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cutjax.errors import DataError
+from cutjax.placed import relaxed
 
 Array = jax.Array | np.ndarray
 
@@ -98,7 +99,7 @@ def equal_inputs(
         raise DataError(f"{empty}: batches of no examples")
     equal = {i: x for i, x in enumerate(found) if sizes[i] == size}
     _check_alike(equal)
-    return list(equal.values())
+    return list(relaxed([*equal.values()]))
 
 
 def _check_alike(found: Mapping[int, tuple[Any, ...]]) -> None:

@@ -21,6 +21,7 @@ from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs, first
+from cutjax.placed import relaxed
 from cutjax.recover.follow import evaluated, given_to
 from cutjax.recover.program import Program, program
 from cutjax.recover.trial import SAME, gap, is_short, turns_of
@@ -102,6 +103,7 @@ def rotate(
         rotation per stream, and means (LayerNorm) kept by a basis of contrasts.
     """
     check_params(params, graph)
+    params = relaxed(params)
     given = equal_inputs(batches, graph.inputs, empty="no data to rotate by")
     few = _few(apply, params, given[0])
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]

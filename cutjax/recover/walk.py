@@ -238,7 +238,7 @@ def _inputs(
 ) -> list[tuple[Any, ...]]:
     equal = equal_inputs(batches, graph.inputs, empty="the calibration data is empty")
     if sharding is None:
-        return relaxed(equal)
+        return equal
     return [jax.device_put(x, automatic(sharding)) for x in equal]
 
 

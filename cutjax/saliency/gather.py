@@ -16,6 +16,7 @@ from cutjax._jit import jit
 from cutjax.errors import CutjaxError, DataError
 from cutjax.graph import Graph
 from cutjax.inputs import IN_FRONT, first
+from cutjax.placed import relaxed
 from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
 from cutjax.saliency.mixing import warn_of_mixing
 from cutjax.saliency.seen import look
@@ -83,6 +84,7 @@ def gather(
             inputs and targets that do not have the examples in front.
     """
     check_params(params, graph)
+    params = relaxed(params)
     problem = Problem(apply, params, graph, losses)
     step = _step(problem, criteria)
     size = _batch_size(criteria, batch_size)

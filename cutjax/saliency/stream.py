@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cutjax.errors import DataError, suggest
 from cutjax.graph import Graph
 from cutjax.inputs import examples
+from cutjax.placed import automatic, relaxed
 
 Loss = Callable[[Any, Any], Any]
 Batch = tuple[Any, Mapping[str, Any]]
@@ -43,6 +44,7 @@ def padded(
         DataError: no batch, a target that is missing, leaves that disagree on the
             number of examples, or batches that grow.
     """
+    sharding = automatic(sharding)
     size, parts = 0, 1 if sharding is None else sharding.num_devices
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     for x, y in tqdm(
@@ -54,7 +56,7 @@ def padded(
             raise DataError(
                 f"no target for task {missing[0]!r}; {suggest(missing[0], y)}"
             )
-        targets = {task: y[task] for task in tasks}
+        inputs, targets = relaxed((inputs, {task: y[task] for task in tasks}))
         n = examples(inputs=inputs, targets=targets)
         size = size or -(-n // parts) * parts
         if n > size or n == 0:
