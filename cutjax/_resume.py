@@ -10,6 +10,7 @@ second most runs save.
 """
 
 import gc
+import json
 import logging
 import re
 import shutil
@@ -37,13 +38,14 @@ def fingerprint(state: Any, start: Any, data: Any, **settings: Any) -> Json:
         state: the loop's state, or its shapes.
         start: the parameters that the run started from.
         data: the training data, as a pytree.
-        settings: plain values that decide the course of the run.
+        settings: values of JSON that decide the course of the run.
 
     Returns:
         A JSON value to be compared for equality.
     """
     shapes = {k: f"{v.dtype}{list(v.shape)}" for k, v in _flat(state).items()}
-    return {"start": _crc(start), "data": _crc(data), **settings, "shapes": shapes}
+    plain = json.loads(json.dumps(settings))  # as it is read again: tuples are lists
+    return {"start": _crc(start), "data": _crc(data), **plain, "shapes": shapes}
 
 
 def save(

@@ -15,6 +15,7 @@ import cutjax as cj
 from cutjax.data import Split
 from cutjax.errors import DataError, KeepError
 from cutjax.fit import fit
+from cutjax.recover.balance import static
 from cutjax.recover.distill import (
     beside_parent,
     distillation,
@@ -304,6 +305,35 @@ def test_a_parent_needs_a_dict_of_parameters():
             lambda w, x: ({"t": x @ w}, None), jnp.ones((2, 1)), Split(x, {}),
             tasks=("t",), parent=(lambda w, x: {"t": x @ w}, jnp.ones((2, 1))),
         )  # fmt: skip
+
+
+def test_a_checkpoint_of_other_arguments_is_another_run(tmp_path):
+    params, x, graph, keep = setup()
+    small = cj.cut_params(params, graph, keep)
+    train = frozen(cj.shrink(apply, graph, keep), ())
+
+    def run(**changed):
+        options = {"parent": (apply, params), "tasks": TASKS, "epochs": 1}
+        options |= {"checkpoint": tmp_path / str("optimizer" in changed)}
+        options |= {"progress": False, **changed}
+        return finetune(train, small, Split(x, labels), **options)
+
+    labels = {t: np.zeros(len(x), int) for t in TASKS}
+    first, _ = run()
+    again, info = run()
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert info.resumed_from == 1
+    for name, value in {
+        "learning_rate": 0.1, "temperature": 20.0, "tasks": ("kind",), "epochs": 2,
+        "labels": 1.0, "features": 0.5, "balance": static({"kind": 2.0}),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"another run .different: .*{name}"):
+            run(**{name: value})
+    # A schedule of the caller's need not depend on the epochs, or says so.
+    _ = run(optimizer=optax.sgd(0.1))
+    assert run(optimizer=optax.sgd(0.1), epochs=2)[1].resumed_from == 1
+    with pytest.raises(ValueError, match="different: rate"):
+        run(optimizer=optax.sgd(0.2), settings={"rate": 0.2})
 
 
 def test_options_of_fit_pass_through():

@@ -262,6 +262,7 @@ def test_nothing_whole_is_an_error(tmp_path):
         ({"ema": None}, "ema"),
         ({"accumulate": 1}, "accumulate"),
         ({"dtype": jax.numpy.bfloat16}, "dtype"),
+        ({"settings": {"rate": 0.1}}, "rate"),
     ],
 )
 def test_other_options_are_another_run(tmp_path_factory, options, reason):

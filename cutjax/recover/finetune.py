@@ -102,7 +102,8 @@ def finetune(
         optimizer: in place of AdamW; `learning_rate` is then not looked at.
         seed: order of the examples.
         evaluate: on validation data; the best epoch is returned.
-        checkpoint: directory to keep the run in, and to resume it from.
+        checkpoint: directory to keep the run in, and to resume it from, with the same
+            arguments; `epochs` may be others only beside an `optimizer`.
         progress: show a progress bar.
         **options: of `cutjax.fit.fit`. With `augment`, what `teach` noted stays the
             answer; a `parent` answers what was made.
@@ -116,8 +117,11 @@ def finetune(
     """
     update = batch_size * options.get("accumulate", 1)
     steps = max(epochs * (len(data.x) // update), 1)
-    rate = optax.cosine_onecycle_schedule(steps, learning_rate)
-    optimizer = optimizer or optax.adamw(rate, weight_decay=1e-4)
+    numbers = {"temperature": temperature, "labels": labels, "features": features}
+    if optimizer is None:
+        rate = optax.cosine_onecycle_schedule(steps, learning_rate)
+        optimizer = optax.adamw(rate, weight_decay=1e-4)
+        numbers |= {"learning_rate": learning_rate, "epochs": epochs}
     wanted = _wanted(data, tasks, bool(features), bool(labels))
     spreads = spreads_of(data, tasks)
     if parent is not None and not any(k.startswith(TEACHER) for k in wanted):
@@ -151,11 +155,24 @@ def finetune(
         seed=seed,
         evaluate=evaluate and (lambda p: evaluate(_without(p, added))),
         checkpoint=checkpoint,
+        settings=_settings(tasks, balance, numbers, options.pop("settings", None)),
         progress=progress,
         label="finetune",
         **options,
     )
     return _without(trained, added), info
+
+
+def _settings(
+    tasks: Sequence[str],
+    balance: str | Balance,
+    numbers: Mapping[str, float],
+    more: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What a checkpoint must agree on beside what `fit` itself knows."""
+    name = balance if isinstance(balance, str) else "given"
+    plain = {key: float(value) for key, value in numbers.items()}
+    return {"tasks": [*tasks], "balance": name, **plain, **(more or {})}
 
 
 def _wanted(
