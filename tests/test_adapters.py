@@ -205,7 +205,7 @@ def test_only_what_is_open_is_trained_group_by_group():
     jax.tree.map(np.testing.assert_array_equal, first["closed"], start["closed"])
     assert np.abs(first["open"]["conv"]["b"]).max() > 1e-3
     # The next group; what was trained before stays and counts.
-    again = opened(first, graph, ["square"])
+    again = opened(first, graph, "square")
     assert set(again["open"]) == {"square"}
     np.testing.assert_allclose(adapted(again, x), adapted(first, x), atol=1e-6)
     second, _ = training(again, adapted)

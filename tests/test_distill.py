@@ -13,7 +13,7 @@ from nets import NETS
 
 import cutjax as cj
 from cutjax.data import Split
-from cutjax.errors import DataError, KeepError
+from cutjax.errors import DataError, KeepError, MismatchError
 from cutjax.fit import fit
 from cutjax.recover.balance import static
 from cutjax.recover.distill import (
@@ -305,6 +305,52 @@ def test_a_parent_needs_a_dict_of_parameters():
             lambda w, x: ({"t": x @ w}, None), jnp.ones((2, 1)), Split(x, {}),
             tasks=("t",), parent=(lambda w, x: {"t": x @ w}, jnp.ones((2, 1))),
         )  # fmt: skip
+
+
+def test_one_task_is_a_name_and_statistics_need_not_be_there():
+    params, x, graph, keep = setup()
+    small = cj.cut_params(params, graph, keep)
+    data = teach(apply, params, Split(x, {}), tasks="kind")
+    assert list(data.y) == ["teacher:kind"]
+    train = frozen(cj.shrink(apply, graph, keep))
+    _, info = finetune(train, small, data, tasks="kind", epochs=1, progress=False)
+    assert "kind" in info.history[-1]
+    held = {"batch_stats": 1, "w": 2}
+    for state in (None, "batch_stats"):
+        assert frozen(lambda p, x: x, state)(held, 3) == (3, {"batch_stats": 1})
+    with pytest.raises(MismatchError, match="no state 'stats'; nearest: 'batch_stats'"):
+        frozen(lambda p, x: x, "stats")(held, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "match"),
+    [
+        ({"tasks": "kinds"}, KeepError, "no task 'kinds'; nearest: 'kind'"),
+        ({"tasks": ()}, KeepError, "no task chosen"),
+        ({"labels": 1.0}, DataError, "no labels of 'kind'"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"accumulate": 0}, ValueError, "accumulate is 0"),
+        ({"train": apply}, MismatchError, r"returned dict.*frozen\(apply\)"),
+        ({"train": lambda p, x: x}, MismatchError, "returned ShapeDtypeStruct"),
+        ({"train": lambda p, x: (x, x)}, MismatchError, r"'ShapeDtypeStruct'\], exp"),
+    ],
+)
+def test_arguments_of_finetune_that_do_not_fit_are_named(changed, error, match):
+    params, x, *_ = setup()
+    data = Split(x, {f"teacher:{t}": v for t, v in apply(params, x).items()})
+    options = {"tasks": TASKS, "train": frozen(apply), "progress": False, **changed}
+    with pytest.raises(error, match=match):
+        finetune(options.pop("train"), params, data, **options)
+
+
+def test_what_teach_cannot_ask_is_named():
+    params, x, *_ = setup()
+    with pytest.raises(KeepError, match="no task 'sise'; nearest: 'size'"):
+        teach(apply, params, Split(x, {}), tasks=("sise",))
+    with pytest.raises(DataError, match="teach: 0 examples"):
+        teach(apply, params, Split(x[:0], {}), tasks=TASKS)
+    with pytest.raises(DataError, match="in batches of 0"):
+        teach(apply, params, Split(x, {}), tasks=TASKS, batch_size=0)
 
 
 def test_a_checkpoint_of_other_arguments_is_another_run(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "cutjax"
 
 LAYERS = [
-    {"errors", "dims", "unify", "_compat", "_jit", "mirror"},
+    {"errors", "given", "dims", "unify", "_compat", "_jit", "mirror"},
     {"rules"},
     {
         *(

@@ -17,6 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from cutjax.dims import leaves
 from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
 from cutjax.readers import is_linear, kernel_matrix
@@ -37,8 +38,8 @@ def adapters(
     key: PRNGKeyArray | None = None,
     kind: Kind = "lowrank",
     where: Callable[[str], bool] | None = None,
-    open: Iterable[str] | None = None,
-    state: Iterable[str] = ("batch_stats",),
+    open: Iterable[str] | str | None = None,
+    state: Iterable[str] | str = ("batch_stats",),
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A network frozen behind adapters, and the adapters.
 
@@ -81,7 +82,7 @@ def adapters(
     made = {
         p: a for p, a in made_axes(apply, params, graph, *inputs).items() if chosen(p)
     }
-    vectors = [] if kind == "lowrank" else _vectors(graph, tuple(state))
+    vectors = [] if kind == "lowrank" else _vectors(graph, several(state))
 
     # One program for all: drawing eagerly would compile for every shape.
     @jax.jit
@@ -134,7 +135,7 @@ def fold(params: Any, adapter_params: Mapping[str, Mapping[str, Entry]]) -> Any:
 def opened(
     adapter_params: Mapping[str, Mapping[str, Entry]],
     graph: Graph,
-    names: Iterable[str] | None,
+    names: Iterable[str] | str | None,
 ) -> dict[str, dict[str, Entry]]:
     """The adapters divided anew into those that are trained and those that wait.
 
@@ -154,7 +155,7 @@ def opened(
     if names is None:
         return {OPEN: entries, CLOSED: {}}
     at = {path: {path, *groups_of(graph, path, e)} for path, e in entries.items()}
-    wanted = set(names)
+    wanted = {*several(names)}
     for name in sorted(wanted):
         if not any(name in known for known in at.values()):
             known = sorted(set().union(*at.values()))

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from cutjax._jit import jit
 from cutjax.data.base import Split
-from cutjax.errors import DataError
+from cutjax.errors import DataError, MismatchError
+from cutjax.given import chosen_tasks, several
 from cutjax.losses import of_classes, of_numbers
 from cutjax.metrics import named
 from cutjax.recover.features import FEATURE, mismatch
@@ -32,7 +33,7 @@ def teach(
     params: Any,
     split: Split,
     *,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     batch_size: int = 250,
 ) -> Split:
     """A split whose targets also hold the parent's answers, computed once.
@@ -47,11 +48,22 @@ def teach(
 
     Returns:
         The split with more targets.
+
+    Raises:
+        DataError: no examples, or batches of none.
+        KeepError: a task is unknown, or none is chosen.
+        MismatchError: a task is answered by several arrays.
     """
+    if not len(split.x) or batch_size < 1:
+        raise DataError(
+            f"teach: {len(split.x)} examples in batches of {batch_size}; expected 1 or "
+            "more of each"
+        )
 
     def wanted(p: Any, x: Any) -> dict[str, Any]:
         outputs = named(apply(p, x))
-        return {k: outputs[k] for k in (*tasks, *_features_in(outputs))}
+        chosen = answered(tasks, outputs)
+        return {k: outputs[k] for k in (*chosen, *_features_in(outputs))}
 
     answer = jit(wanted)
     found: list[dict[str, np.ndarray]] = []
@@ -63,6 +75,28 @@ def teach(
         found.append({k: np.asarray(v)[: len(x)] for k, v in said.items()})
     said = {f"{TEACHER}{k}": np.concatenate([f[k] for f in found]) for k in found[0]}
     return split._replace(y={**split.y, **said})
+
+
+def answered(tasks: Sequence[str] | str, outputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks as a tuple, checked against what a function answers.
+
+    Args:
+        tasks: one, or several.
+        outputs: arrays by task, or their shapes.
+
+    Raises:
+        KeepError: a task is unknown, or none is chosen.
+        MismatchError: a task is answered by several arrays.
+    """
+    chosen = chosen_tasks(tasks, outputs)
+    for task in chosen:
+        if not hasattr(outputs[task], "ndim"):
+            raise MismatchError(
+                f"task {task!r} is answered by a {type(outputs[task]).__name__} of "
+                "arrays, but what is distilled is one array per task: let the function "
+                "return a dict, {'first': ..., 'second': ...}"
+            )
+    return chosen
 
 
 def beside_parent(
@@ -97,7 +131,7 @@ def beside_parent(
 
 
 def task_losses(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     *,
     temperature: float = 2.0,
     labels: float = 0.0,
@@ -115,7 +149,7 @@ def task_losses(
     Returns:
         `each(outputs, y) -> {task: scalar}`.
     """
-    spreads = dict(spreads or {})
+    tasks, spreads = several(tasks), dict(spreads or {})
 
     def each(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
         outputs, found = named(outputs), {}
@@ -128,7 +162,7 @@ def task_losses(
                 hard = of_classes
                 found[task] = divergence(answer, taught, temperature)
             if labels:
-                found[task] += labels * hard(answer, y[task])
+                found[task] += labels * hard(answer, _label(task, y))
         return found
 
     return each
@@ -151,7 +185,7 @@ def feature_losses(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def distillation(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     *,
     temperature: float = 2.0,
     labels: float = 0.0,
@@ -220,6 +254,15 @@ def _taught(key: str, outputs: Mapping[str, Any], y: Mapping[str, Any]) -> Any:
             "pass finetune(parent=(apply, params))"
         )
     return outputs[name] if name in outputs else y[name]
+
+
+def _label(task: str, y: Mapping[str, Any]) -> Any:
+    if task not in y:
+        raise DataError(
+            f"there are no labels of {task!r}; pass Split(x, {{{task!r}: ...}}), or "
+            "labels=0.0 to learn from the parent alone"
+        )
+    return y[task]
 
 
 def _features_in(outputs: Mapping[str, Any]) -> list[str]:

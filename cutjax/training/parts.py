@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from cutjax.errors import MismatchError
+
 TrainApply = Callable[[Any, Any], tuple[Any, Mapping[str, Any] | None]]
 
 
@@ -46,6 +48,30 @@ def _cast(leaf: Any, dtype: Any) -> Any:
     return jnp.asarray(leaf, dtype) if floating else leaf
 
 
+def made_of(
+    train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
+) -> tuple[Any, Any]:
+    """The shapes of outputs and updates.
+
+    Args:
+        train_apply: see `cutjax.fit.fit`.
+        params: the parameters.
+        x: shape of a batch.
+
+    Raises:
+        MismatchError: the function does not return both.
+    """
+    made = jax.eval_shape(train_apply, params, x)
+    both = isinstance(made, tuple | list) and len(made) == 2
+    if not both or (made[1] and not isinstance(made[1], Mapping)):
+        kinds = [type(part).__name__ for part in made] if both else type(made).__name__
+        raise MismatchError(
+            f"fit: train_apply returned {kinds}, expected (outputs, updates), updates "
+            "by name; pass cutjax.recover.frozen(apply) for a function in inference"
+        )
+    return made[0], made[1]
+
+
 def state_names(
     train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
 ) -> tuple[str, ...]:
@@ -62,7 +88,7 @@ def state_names(
     Raises:
         ValueError: updates that do not belong to `params`.
     """
-    _, updates = jax.eval_shape(train_apply, params, x)
+    _, updates = made_of(train_apply, params, x)
     if not updates:
         return ()
     if not isinstance(params, Mapping) or not set(updates) <= set(params):
