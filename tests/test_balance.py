@@ -228,6 +228,16 @@ def test_the_last_shared_kernel_is_found():
         shared_kernel(apart, own, data.x, tasks="ab")
 
 
+@pytest.mark.parametrize("balance", ["uncertainty", "gradnorm", "famo"])
+def test_a_function_may_return_an_array(balance):
+    params, data = problem()
+    alone = lambda p, x: (apply(p, x)[0]["a"], None)  # noqa: E731
+    taught = data._replace(y={"teacher:output": data.y["a"]})
+    options = {"tasks": "output", "epochs": 1, "balance": balance, "progress": False}
+    _, info = finetune(alone, params, taught, **options)
+    assert {"output", "weight:output"} <= set(info.history[-1])
+
+
 def test_finetune_takes_a_name_or_a_balance():
     params, data = problem()
     taught = data._replace(y={f"teacher:{t}": v for t, v in data.y.items()})

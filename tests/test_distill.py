@@ -347,6 +347,11 @@ def test_what_teach_cannot_ask_is_named():
     params, x, *_ = setup()
     with pytest.raises(KeepError, match="no task 'sise'; nearest: 'size'"):
         teach(apply, params, Split(x, {}), tasks=("sise",))
+    several = lambda p, x: tuple(apply(p, x).values())  # noqa: E731
+    with pytest.raises(MismatchError, match=r"'output' is answered by a tuple"):
+        teach(several, params, Split(x, {}), tasks="output")
+    with pytest.raises(MismatchError, match=r"'output' is answered by a tuple"):
+        finetune(frozen(several), params, Split(x, {}), tasks="output")
     with pytest.raises(DataError, match="teach: 0 examples"):
         teach(apply, params, Split(x[:0], {}), tasks=TASKS)
     with pytest.raises(DataError, match="in batches of 0"):

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from cutjax.errors import DataError
+from cutjax.metrics import named
 from cutjax.mirror import named_leaves, path_name
 from cutjax.recover.balance import Balance, Weights
 from cutjax.recover.distill import Each
@@ -60,15 +61,16 @@ def balanced(
         Function, parameters, loss and optimiser for `cutjax.fit.fit`. The loss reports
         `weight:<task>` too.
     """
+    answer = _naming(train_apply)
     state = balance.init(tasks)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, state))
     path = balance.shared
     if path == "":
-        path = shared_kernel(train_apply, params, x, tasks=tasks)
+        path = shared_kernel(answer, params, x, tasks=tasks)
 
     def apply(p: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
         own = {k: v for k, v in p.items() if k != BALANCE}
-        outputs, updates, pull = _pulling(train_apply, own, x, path)
+        outputs, updates, pull = _pulling(answer, own, x, path)
         return {**outputs, BALANCE: p[BALANCE], PULL: pull}, updates
 
     def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
@@ -130,6 +132,16 @@ def shared_kernel(
     if not found:
         raise DataError(f"gradnorm: no kernel serves all of {list(tasks)}")
     return found[-1]
+
+
+def _naming(train_apply: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """The same function, with its outputs by task."""
+
+    def apply(params: Any, x: Any) -> tuple[Any, Any]:
+        outputs, updates = train_apply(params, x)
+        return named(outputs), updates
+
+    return apply
 
 
 def _pulling(train_apply: Callable, params: Any, x: Any, path: str | None) -> Any:
