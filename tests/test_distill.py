@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.core import FrozenDict
 from nets import NETS
 
 import cutjax as cj
@@ -385,6 +387,35 @@ def test_a_checkpoint_of_other_arguments_is_another_run(tmp_path):
     assert run(optimizer=optax.sgd(0.1), epochs=2)[1].resumed_from == 1
     with pytest.raises(ValueError, match="different: rate"):
         run(optimizer=optax.sgd(0.2), settings={"rate": 0.2})
+
+
+@pytest.mark.parametrize("kind", [FrozenDict, nnx.State])
+@pytest.mark.parametrize("more", ["parent", "balance", "both", "dtype"])
+def test_parameters_come_back_in_the_container_that_was_given(kind, more):
+    """Statistics that move, which functions return as plain dicts."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(32, 4)).astype(np.float32)
+
+    def train(p, x):
+        mean = 0.9 * p["seen"]["norm"]["mean"] + 0.1 * x.mean(0)
+        y = (x - mean) @ p["params"]["w"]
+        return {"kind": y, "size": y[:, :1]}, {"seen": {"norm": {"mean": mean}}}
+
+    def asked(p, x):
+        assert type(p) is dict and type(p["seen"]) is dict
+        return train(p, x)[0]
+
+    plain = {"params": {"w": np.ones((4, 3), np.float32)}}
+    plain["seen"] = {"norm": {"mean": np.zeros(4, np.float32)}}
+    options = {"parent": (asked, plain)} if more in ("parent", "both") else {}
+    options |= {"balance": "famo"} if more in ("balance", "both") else {}
+    options |= {"dtype": jnp.bfloat16} if more == "dtype" else {}
+    data = Split(x, {f"teacher:{t}": v for t, v in asked(plain, x).items()})
+    options |= {"tasks": TASKS, "epochs": 1, "batch_size": 16, "progress": False}
+    got, _ = finetune(train, kind(plain), data, **options)
+    want, _ = finetune(train, plain, data, **options)
+    assert jax.tree.structure(got) == jax.tree.structure(kind(want))
+    jax.tree.map(np.testing.assert_array_equal, got, kind(want))
 
 
 def test_options_of_fit_pass_through():

@@ -20,6 +20,7 @@ from cutjax.mirror import named_leaves, path_name
 from cutjax.recover.balance import Balance, Weights
 from cutjax.recover.distill import Each
 from cutjax.trace import trace
+from cutjax.training.parts import updated, without
 
 BALANCE = "balance"
 PULL = "balance:pull"
@@ -29,7 +30,7 @@ class Balanced(NamedTuple):
     """What to hand to `fit` in place of an unbalanced training."""
 
     train_apply: Callable[..., Any]
-    params: dict[str, Any]
+    params: Any
     loss: Callable[..., Any]
     optimizer: optax.GradientTransformation
 
@@ -37,7 +38,7 @@ class Balanced(NamedTuple):
 def balanced(
     balance: Balance,
     train_apply: Callable[..., tuple[Any, Any]],
-    params: Mapping[str, Any],
+    params: Any,
     each: Each,
     optimizer: optax.GradientTransformation,
     x: Any,
@@ -50,7 +51,7 @@ def balanced(
     Args:
         balance: the balance.
         train_apply: `(params, x) -> (outputs, updates)`.
-        params: a dict; an entry `balance` is added.
+        params: a dict or another mapping; an entry `balance` is added.
         each: `(outputs, y) -> {task: scalar}`.
         optimizer: of the parameters; the state of the balance moves by itself.
         x: a batch of inputs, or its shape.
@@ -68,8 +69,8 @@ def balanced(
     if path == "":
         path = shared_kernel(answer, params, x, tasks=tasks)
 
-    def apply(p: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
-        own = {k: v for k, v in p.items() if k != BALANCE}
+    def apply(p: Any, x: Any) -> tuple[Any, Any]:
+        own = without(p, (BALANCE,))
         outputs, updates, pull = _pulling(answer, own, x, path)
         return {**outputs, BALANCE: p[BALANCE], PULL: pull}, updates
 
@@ -95,7 +96,7 @@ def balanced(
         BALANCE: optax.sgd(1.0),
     }
     both = optax.partition(chosen, _labels)
-    return Balanced(apply, {**params, BALANCE: flat}, loss, both)
+    return Balanced(apply, updated(params, {BALANCE: flat}), loss, both)
 
 
 def shared_kernel(

@@ -21,6 +21,7 @@ from cutjax.given import chosen_tasks, several
 from cutjax.losses import of_classes, of_numbers
 from cutjax.metrics import named
 from cutjax.recover.features import FEATURE, mismatch
+from cutjax.training.parts import held_as, updated, without
 
 TEACHER = "teacher:"
 PARENT = "parent"
@@ -101,10 +102,10 @@ def answered(tasks: Sequence[str] | str, outputs: Mapping[str, Any]) -> tuple[st
 
 def beside_parent(
     train_apply: Callable[..., tuple[Any, Any]],
-    params: Mapping[str, Any],
+    params: Any,
     apply: Callable[..., Any],
     parent: Any,
-) -> tuple[Callable[..., tuple[Any, dict[str, Any]]], dict[str, Any]]:
+) -> tuple[Callable[..., tuple[Any, dict[str, Any]]], Any]:
     """A function in training whose outputs also hold the parent's, as `teacher:...`.
 
     The parent's parameters travel as state that does not change: a compiled step holds
@@ -112,7 +113,7 @@ def beside_parent(
 
     Args:
         train_apply: the child's, `(params, x) -> (outputs, updates)`.
-        params: the child's.
+        params: the child's, a dict or another mapping.
         apply: the parent's function in inference, `(parent, x) -> outputs`.
         parent: its parameters.
 
@@ -120,14 +121,16 @@ def beside_parent(
         The function, and its parameters: the child's with an entry `parent` more.
     """
 
-    def both(p: Mapping[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
-        own = {k: v for k, v in p.items() if k != PARENT}
-        outputs, updates = train_apply(own, x)
-        said = jax.lax.stop_gradient(named(apply(p[PARENT], x)))
+    form = jax.tree.map(lambda leaf: 0, parent)
+
+    def both(p: Any, x: Any) -> tuple[Any, dict[str, Any]]:
+        outputs, updates = train_apply(without(p, (PARENT,)), x)
+        # A FrozenDict makes FrozenDicts of what is put into it.
+        said = jax.lax.stop_gradient(named(apply(held_as(form, p[PARENT]), x)))
         said = {f"{TEACHER}{k}": v for k, v in said.items()}
         return {**named(outputs), **said}, {**(updates or {}), PARENT: p[PARENT]}
 
-    return both, {**params, PARENT: parent}
+    return both, updated(params, {PARENT: parent})
 
 
 def task_losses(

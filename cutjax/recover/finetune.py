@@ -27,7 +27,7 @@ from cutjax.recover.distill import (
     teach as teach,
 )
 from cutjax.training.options import batch
-from cutjax.training.parts import made_of
+from cutjax.training.parts import made_of, without
 
 STATE = "batch_stats"
 SOME = 512  # examples that tell how far the parent's numbers spread
@@ -173,14 +173,14 @@ def finetune(
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        evaluate=evaluate and (lambda p: evaluate(_without(p, added))),
+        evaluate=evaluate and (lambda p: evaluate(_shown(p, added))),
         checkpoint=checkpoint,
         settings=_settings(tasks, balance, numbers, options.pop("settings", None)),
         progress=progress,
         label="finetune",
         **options,
     )
-    return _without(trained, added), info
+    return _shown(trained, added), info
 
 
 def _settings(
@@ -206,10 +206,8 @@ def _wanted(
     return {k: data.y[k] for k in names if k in data.y}
 
 
-def _without(params: Any, added: Sequence[str]) -> Any:
-    if not added:
-        return params
-    return type(params)({k: v for k, v in params.items() if k not in added})
+def _shown(params: Any, added: Sequence[str]) -> Any:
+    return without(params, added) if added else params
 
 
 def _check_dict(

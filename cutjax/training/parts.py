@@ -1,6 +1,6 @@
 """The parts of parameters: what is trained, what is state, in which type to compute."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -34,13 +34,44 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
         outputs = jax.tree.map(lambda leaf: _cast(leaf, jnp.float32), outputs)
         updates = {
             name: jax.tree.map(
-                lambda new, old: new.astype(old.dtype), tree, params[name]
+                lambda new, old: new.astype(old.dtype),
+                tree,
+                held_as(tree, params[name]),
             )
             for name, tree in (updates or {}).items()
         }
         return outputs, updates
 
     return apply
+
+
+def held_as(like: Any, tree: Any) -> Any:
+    """The leaves of a pytree in the containers of another of the same names.
+
+    What is in a `FrozenDict` or a `State` may be made as dicts, which no `tree.map`
+    takes beside it.
+    """
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
+
+
+def updated(params: Any, entries: Mapping[str, Any]) -> Any:
+    """Parameters with these top-level entries, in a container of the same type."""
+    held = _entries(params)
+    new = {k: held_as(held[k], v) if k in held else v for k, v in entries.items()}
+    return type(params)({**held, **new})
+
+
+def without(params: Any, names: Collection[str]) -> Any:
+    """Parameters without these top-level entries, in a container of the same type."""
+    return type(params)({k: v for k, v in _entries(params).items() if k not in names})
+
+
+def _entries(params: Any) -> dict[str, Any]:
+    """The top level as it is held: indexing may wrap what it returns."""
+    if isinstance(params, dict):
+        return params
+    one_level = jax.tree_util.default_registry.flatten_one_level_with_keys(params)
+    return {key.key: value for key, value in one_level[0]}
 
 
 def _cast(leaf: Any, dtype: Any) -> Any:
