@@ -8,7 +8,7 @@ so any function will do, and folding changes nothing.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from cutjax.dims import leaves
-from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
@@ -24,7 +24,7 @@ from cutjax.readers import is_linear, kernel_matrix
 from cutjax.resize import Kept, Reader, Run
 from cutjax.shrink import check_params, rewrite
 
-Kind = Literal["lowrank", "scale", "both"]
+KINDS = ("lowrank", "scale", "both")
 Entry = Mapping[str, Array]
 OPEN, CLOSED = "open", "closed"
 
@@ -36,7 +36,7 @@ def adapters(
     *inputs: Any,
     rank: int = 4,
     key: PRNGKeyArray | None = None,
-    kind: Kind = "lowrank",
+    kind: str = "lowrank",
     where: Callable[[str], bool] | None = None,
     open: Iterable[str] | str | None = None,
     state: Iterable[str] | str = ("batch_stats",),
@@ -64,6 +64,7 @@ def adapters(
     Raises:
         MismatchError: the parameters do not match the graph.
         KeepError: nothing is left to adapt.
+        CutjaxError: an unknown kind, or a rank below 1.
 
     Example:
         >>> import cutjax as cj
@@ -78,6 +79,7 @@ def adapters(
         Hu et al., LoRA, ICLR 2022, eq. 3; Perez et al., FiLM, AAAI 2018, eq. 2.
     """
     check_params(params, graph)
+    _check_kind(kind, rank)
     chosen = where or (lambda path: True)
     made = {
         p: a for p, a in made_axes(apply, params, graph, *inputs).items() if chosen(p)
@@ -236,6 +238,15 @@ def made_axes(
     return out
 
 
+def _check_kind(kind: str, rank: int) -> None:
+    if kind not in KINDS:
+        raise CutjaxError(f"no kind {kind!r}; {suggest(kind, KINDS)}")
+    if kind != "scale" and rank < 1:
+        raise CutjaxError(
+            f"rank={rank} leaves nothing to train; give 1 or more, or kind='scale'"
+        )
+
+
 def _dtype(x: Any) -> Any:
     return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
 
@@ -258,7 +269,7 @@ def _begun(
     shape: tuple[int, ...],
     made: tuple[int, ...],
     rank: int,
-    kind: Kind,
+    kind: str,
     key: PRNGKeyArray,
 ) -> dict[str, Array]:
     """The identity as adapters of one kernel."""
