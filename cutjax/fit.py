@@ -122,7 +122,7 @@ def fit(
     Raises:
         ValueError: no data, options that do not fit it or each other, updates that do
             not belong to `params`, a checkpoint of another run.
-        CheckpointError: no checkpoint of this run is whole.
+        CheckpointError: no checkpoint of this run is whole, or none can be kept.
         FloatingPointError: the loss is not finite.
 
     Example:
@@ -159,6 +159,7 @@ def fit(
         state = jax.device_put(state, where.whole)
     place, info, keep = rec.Place(), None, None
     if checkpoint is not None:
+        _resume.check_folder(checkpoint)
         begun = params if opt_state is None else (params, opt_state)
         course = opt.course(options, names, augmented=augment is not None)
         run = _resume.fingerprint(state, begun, data, **{**(settings or {}), **course})
