@@ -10,7 +10,9 @@ second most runs save.
 """
 
 import gc
+import json
 import logging
+import os
 import re
 import shutil
 import warnings
@@ -37,13 +39,30 @@ def fingerprint(state: Any, start: Any, data: Any, **settings: Any) -> Json:
         state: the loop's state, or its shapes.
         start: the parameters that the run started from.
         data: the training data, as a pytree.
-        settings: plain values that decide the course of the run.
+        settings: values of JSON that decide the course of the run.
 
     Returns:
         A JSON value to be compared for equality.
     """
     shapes = {k: f"{v.dtype}{list(v.shape)}" for k, v in _flat(state).items()}
-    return {"start": _crc(start), "data": _crc(data), **settings, "shapes": shapes}
+    plain = json.loads(json.dumps(settings))  # as it is read again: tuples are lists
+    return {"start": _crc(start), "data": _crc(data), **plain, "shapes": shapes}
+
+
+def check_folder(folder: str | PathLike[str]) -> None:
+    """Check, before any step is made, that a run can be kept in a folder.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    root = Path(folder).absolute()
+    there = next(path for path in (root, *root.parents) if os.path.exists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise CheckpointError(
+            f"fit: no checkpoint can be kept in {folder}: {there} {why}; give another "
+            "`checkpoint` directory"
+        )
 
 
 def save(

@@ -56,6 +56,7 @@ def fit(
     save_every: int | float | None = None,
     metrics: str | PathLike[str] | None = None,
     log_every: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     label: str = "",
 ) -> tuple[Any, FitInfo]:
@@ -102,12 +103,16 @@ def fit(
         checkpoint: directory that keeps the run after each epoch, created if missing. A
             later call with the same arguments resumes from it, bit for bit on one CPU,
             whenever it was interrupted. `epochs`, `patience` may be others, `sharding`,
-            `scan`, too: these change how sums are rounded.
+            `scan`, too: these change how sums are rounded. What functions do it cannot
+            see: tell it by `settings`.
         save_every: keep it within epochs too: every so many steps (an integer) or
             seconds (a float).
         metrics: file of one JSON object per line: `kind` "epoch" with what `history`
             holds. A resumed run goes on with it, any other run starts it anew.
         log_every: lines of `kind` "steps" too: means over so many steps.
+        settings: what `loss`, `optimizer` and other functions were made of, by name, as
+            values of JSON: `{"learning_rate": 0.1}`, and `epochs` where the schedule
+            depends on them. A checkpoint of other settings is another run's.
         progress: show a progress bar.
         label: what the progress bar calls the run.
 
@@ -117,7 +122,7 @@ def fit(
     Raises:
         ValueError: no data, options that do not fit it or each other, updates that do
             not belong to `params`, a checkpoint of another run.
-        CheckpointError: no checkpoint of this run is whole.
+        CheckpointError: no checkpoint of this run is whole, or none can be kept.
         FloatingPointError: the loss is not finite.
 
     Example:
@@ -154,9 +159,10 @@ def fit(
         state = jax.device_put(state, where.whole)
     place, info, keep = rec.Place(), None, None
     if checkpoint is not None:
+        _resume.check_folder(checkpoint)
         begun = params if opt_state is None else (params, opt_state)
         course = opt.course(options, names, augmented=augment is not None)
-        run = _resume.fingerprint(state, begun, data, **course)
+        run = _resume.fingerprint(state, begun, data, **{**(settings or {}), **course})
         if found := _resume.load(checkpoint, run, state):
             place, info = _resumed(found[2])
             state = mesh.untied(found[1], state)

@@ -11,6 +11,7 @@ from cutjax.cost import Activation, Cost, Term, cost_of
 from cutjax.dims import Axis, Keep
 from cutjax.errors import KeepError, suggest
 from cutjax.flow import Flow, alive
+from cutjax.given import chosen_tasks
 
 
 class Member(NamedTuple):
@@ -151,15 +152,7 @@ class Graph:
         Raises:
             KeepError: a task is unknown, or none is chosen.
         """
-        if tasks is None:
-            return self.tasks
-        chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-        for task in chosen:
-            if task not in self.tasks:
-                raise KeepError(f"no task {task!r}; {suggest(task, self.tasks)}")
-        if not chosen:
-            raise KeepError(f"no task chosen; the function answers {list(self.tasks)}")
-        return chosen
+        return self.tasks if tasks is None else chosen_tasks(tasks, self.tasks)
 
     def answering(self, gone: Iterable[str], tasks: Any = None) -> tuple[str, ...]:
         """The tasks whose outputs depend on the inputs without these groups.

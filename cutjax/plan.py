@@ -12,6 +12,7 @@ from cutjax.allocate import Allocate, greedy
 from cutjax.budget import Budget
 from cutjax.cost import Cost, amounts
 from cutjax.errors import DataError, KeepError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.normalize import Normalize
 
@@ -146,7 +147,7 @@ def _amounts(
 def _matching(graph: Graph, pin: Iterable[str]) -> set[str]:
     """The free groups that stay whole."""
     names, found = [g.name for g in graph.free], set()
-    for pattern in (pin,) if isinstance(pin, str) else pin:
+    for pattern in several(pin):
         matched = fnmatch.filter(names, pattern)
         if not matched:
             raise KeepError(

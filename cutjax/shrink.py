@@ -11,6 +11,7 @@ from jax.core import Tracer
 from cutjax.cost import stays
 from cutjax.dims import Fixed, Keep, count, kept
 from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.members import map_mirrored
 from cutjax.mirror import mirrored, named_leaves, path_name
@@ -32,7 +33,7 @@ def select(apply: Callable[..., Any], tasks: Sequence[str] | str) -> Callable[..
     Raises:
         KeepError: when called, if the function does not answer a task.
     """
-    chosen = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    chosen = several(tasks)
 
     def selected(params: Any, *inputs: Any) -> dict[str, Any]:
         out = apply(params, *inputs)

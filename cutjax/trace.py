@@ -14,6 +14,7 @@ from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
 from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.flow import flow_of
+from cutjax.given import several
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves, path_name
@@ -222,7 +223,7 @@ def _pin_matching(
     walker: Walker, axes: Mapping[str, tuple[Var, ...]], pin: Iterable[str]
 ) -> None:
     """Pin what the caller named: paths, axes or groups, as patterns."""
-    for pattern in (pin,) if isinstance(pin, str) else pin:
+    for pattern in several(pin):
         # A group that shares its axis has a number behind a dot: the axis is pinned.
         axis_pattern = re.sub(r"(:\d+)\.\d+$", r"\1", pattern)
         found = [

@@ -13,7 +13,7 @@ from nets import NETS
 
 import cutjax as cj
 from cutjax.data import Split
-from cutjax.errors import KeepError, MismatchError
+from cutjax.errors import CutjaxError, KeepError, MismatchError
 from cutjax.fit import fit
 from cutjax.recover.adapters import adapters, fold, made_axes, opened, trained
 from cutjax.recover.finetune import frozen
@@ -205,7 +205,7 @@ def test_only_what_is_open_is_trained_group_by_group():
     jax.tree.map(np.testing.assert_array_equal, first["closed"], start["closed"])
     assert np.abs(first["open"]["conv"]["b"]).max() > 1e-3
     # The next group; what was trained before stays and counts.
-    again = opened(first, graph, ["square"])
+    again = opened(first, graph, "square")
     assert set(again["open"]) == {"square"}
     np.testing.assert_allclose(adapted(again, x), adapted(first, x), atol=1e-6)
     second, _ = training(again, adapted)
@@ -224,6 +224,11 @@ def test_what_does_not_fit_is_named():
     _, start = adapters(conv_and_heads, params, graph, x)
     with pytest.raises(KeepError, match="no adapter at 'conv:9'"):
         opened(start, graph, ["conv:9"])
+    with pytest.raises(CutjaxError, match="no kind 'low-rank'; nearest: 'lowrank'"):
+        adapters(conv_and_heads, params, graph, x, kind="low-rank")
+    for rank in (0, -1):
+        with pytest.raises(CutjaxError, match=f"rank={rank} leaves nothing"):
+            adapters(conv_and_heads, params, graph, x, rank=rank)
     with pytest.raises(KeepError, match="no kernel that is read"):
         adapters(conv_and_heads, params, graph, x, where=lambda path: False)
     with pytest.raises(MismatchError, match="no parameter 'conv'"):

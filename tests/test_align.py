@@ -244,7 +244,7 @@ def test_coordinate_ascent_never_descends_and_beats_chance(name):
 
 def test_groups_that_are_told_apart_can_stay():
     p = planted("mlp")
-    order, info = align(p.graph, p.params, p.copy, fixed=["middle/kernel:1"])
+    order, info = align(p.graph, p.params, p.copy, fixed="middle/kernel:1")
     assert np.array_equal(order["middle/kernel:1"], np.arange(6))
     want = inverse(p.order)["first/kernel:1"]
     assert np.array_equal(order["first/kernel:1"], want)

@@ -228,18 +228,33 @@ def test_the_last_shared_kernel_is_found():
         shared_kernel(apart, own, data.x, tasks="ab")
 
 
+@pytest.mark.parametrize("balance", ["uncertainty", "gradnorm", "famo"])
+def test_a_function_may_return_an_array(balance):
+    params, data = problem()
+    alone = lambda p, x: (apply(p, x)[0]["a"], None)  # noqa: E731
+    taught = data._replace(y={"teacher:output": data.y["a"]})
+    options = {"tasks": "output", "epochs": 1, "balance": balance, "progress": False}
+    _, info = finetune(alone, params, taught, **options)
+    assert {"output", "weight:output"} <= set(info.history[-1])
+
+
 def test_finetune_takes_a_name_or_a_balance():
     params, data = problem()
     taught = data._replace(y={f"teacher:{t}": v for t, v in data.y.items()})
-    options = {"tasks": "ab", "epochs": 1, "batch_size": 64, "progress": False}
+    options = {"tasks": ("a", "b"), "epochs": 1, "batch_size": 64, "progress": False}
     for balance in ("gradnorm", static({"a": 2.0})):
         after, info = finetune(apply, params, taught, balance=balance, **options)
         assert after.keys() == params.keys() and "weight:a" in info.history[-1]
     assert info.history[-1]["weight:a"] == pytest.approx(2)
     with pytest.raises(DataError, match=r"no balance 'gradnrom'.*gradnorm"):
         finetune(apply, params, taught, balance="gradnrom", **options)
+    with pytest.raises(DataError, match=r"weight of 'aa'; nearest: 'a'"):
+        finetune(apply, params, taught, balance=static({"aa": 2.0}), **options)
+    with pytest.raises(DataError, match="0 or more"):
+        static({"a": -1.0})
     with pytest.raises(ValueError, match="would round"):
         finetune(apply, params, taught, balance="famo", dtype=jnp.bfloat16, **options)
     with pytest.raises(ValueError, match="to be a dict"):
-        finetune(lambda w, x: (x @ w, None), params["in"], taught, balance="famo",
+        both = lambda w, x: ({"a": x @ w, "b": x @ w}, None)  # noqa: E731
+        finetune(both, params["in"], taught, balance="famo",
                  **options)  # fmt: skip

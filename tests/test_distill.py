@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.core import FrozenDict
 from nets import NETS
 
 import cutjax as cj
 from cutjax.data import Split
-from cutjax.errors import DataError, KeepError
+from cutjax.errors import DataError, KeepError, MismatchError
 from cutjax.fit import fit
+from cutjax.recover.balance import static
 from cutjax.recover.distill import (
     beside_parent,
     distillation,
@@ -304,6 +307,115 @@ def test_a_parent_needs_a_dict_of_parameters():
             lambda w, x: ({"t": x @ w}, None), jnp.ones((2, 1)), Split(x, {}),
             tasks=("t",), parent=(lambda w, x: {"t": x @ w}, jnp.ones((2, 1))),
         )  # fmt: skip
+
+
+def test_one_task_is_a_name_and_statistics_need_not_be_there():
+    params, x, graph, keep = setup()
+    small = cj.cut_params(params, graph, keep)
+    data = teach(apply, params, Split(x, {}), tasks="kind")
+    assert list(data.y) == ["teacher:kind"]
+    train = frozen(cj.shrink(apply, graph, keep))
+    _, info = finetune(train, small, data, tasks="kind", epochs=1, progress=False)
+    assert "kind" in info.history[-1]
+    held = {"batch_stats": 1, "w": 2}
+    for state in (None, "batch_stats"):
+        assert frozen(lambda p, x: x, state)(held, 3) == (3, {"batch_stats": 1})
+    with pytest.raises(MismatchError, match="no state 'stats'; nearest: 'batch_stats'"):
+        frozen(lambda p, x: x, "stats")(held, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "match"),
+    [
+        ({"tasks": "kinds"}, KeepError, "no task 'kinds'; nearest: 'kind'"),
+        ({"tasks": ()}, KeepError, "no task chosen"),
+        ({"labels": 1.0}, DataError, "no labels of 'kind'"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"accumulate": 0}, ValueError, "accumulate is 0"),
+        ({"train": apply}, MismatchError, r"returned dict.*frozen\(apply\)"),
+        ({"train": lambda p, x: x}, MismatchError, "returned ShapeDtypeStruct"),
+        ({"train": lambda p, x: (x, x)}, MismatchError, r"'ShapeDtypeStruct'\], exp"),
+    ],
+)
+def test_arguments_of_finetune_that_do_not_fit_are_named(changed, error, match):
+    params, x, *_ = setup()
+    data = Split(x, {f"teacher:{t}": v for t, v in apply(params, x).items()})
+    options = {"tasks": TASKS, "train": frozen(apply), "progress": False, **changed}
+    with pytest.raises(error, match=match):
+        finetune(options.pop("train"), params, data, **options)
+
+
+def test_what_teach_cannot_ask_is_named():
+    params, x, *_ = setup()
+    with pytest.raises(KeepError, match="no task 'sise'; nearest: 'size'"):
+        teach(apply, params, Split(x, {}), tasks=("sise",))
+    several = lambda p, x: tuple(apply(p, x).values())  # noqa: E731
+    with pytest.raises(MismatchError, match=r"'output' is answered by a tuple"):
+        teach(several, params, Split(x, {}), tasks="output")
+    with pytest.raises(MismatchError, match=r"'output' is answered by a tuple"):
+        finetune(frozen(several), params, Split(x, {}), tasks="output")
+    with pytest.raises(DataError, match="teach: 0 examples"):
+        teach(apply, params, Split(x[:0], {}), tasks=TASKS)
+    with pytest.raises(DataError, match="in batches of 0"):
+        teach(apply, params, Split(x, {}), tasks=TASKS, batch_size=0)
+
+
+def test_a_checkpoint_of_other_arguments_is_another_run(tmp_path):
+    params, x, graph, keep = setup()
+    small = cj.cut_params(params, graph, keep)
+    train = frozen(cj.shrink(apply, graph, keep), ())
+
+    def run(**changed):
+        options = {"parent": (apply, params), "tasks": TASKS, "epochs": 1}
+        options |= {"checkpoint": tmp_path / str("optimizer" in changed)}
+        options |= {"progress": False, **changed}
+        return finetune(train, small, Split(x, labels), **options)
+
+    labels = {t: np.zeros(len(x), int) for t in TASKS}
+    first, _ = run()
+    again, info = run()
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert info.resumed_from == 1
+    for name, value in {
+        "learning_rate": 0.1, "temperature": 20.0, "tasks": ("kind",), "epochs": 2,
+        "labels": 1.0, "features": 0.5, "balance": static({"kind": 2.0}),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"another run .different: .*{name}"):
+            run(**{name: value})
+    # A schedule of the caller's need not depend on the epochs, or says so.
+    _ = run(optimizer=optax.sgd(0.1))
+    assert run(optimizer=optax.sgd(0.1), epochs=2)[1].resumed_from == 1
+    with pytest.raises(ValueError, match="different: rate"):
+        run(optimizer=optax.sgd(0.2), settings={"rate": 0.2})
+
+
+@pytest.mark.parametrize("kind", [FrozenDict, nnx.State])
+@pytest.mark.parametrize("more", ["parent", "balance", "both", "dtype"])
+def test_parameters_come_back_in_the_container_that_was_given(kind, more):
+    """Statistics that move, which functions return as plain dicts."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(32, 4)).astype(np.float32)
+
+    def train(p, x):
+        mean = 0.9 * p["seen"]["norm"]["mean"] + 0.1 * x.mean(0)
+        y = (x - mean) @ p["params"]["w"]
+        return {"kind": y, "size": y[:, :1]}, {"seen": {"norm": {"mean": mean}}}
+
+    def asked(p, x):
+        assert type(p) is dict and type(p["seen"]) is dict
+        return train(p, x)[0]
+
+    plain = {"params": {"w": np.ones((4, 3), np.float32)}}
+    plain["seen"] = {"norm": {"mean": np.zeros(4, np.float32)}}
+    options = {"parent": (asked, plain)} if more in ("parent", "both") else {}
+    options |= {"balance": "famo"} if more in ("balance", "both") else {}
+    options |= {"dtype": jnp.bfloat16} if more == "dtype" else {}
+    data = Split(x, {f"teacher:{t}": v for t, v in asked(plain, x).items()})
+    options |= {"tasks": TASKS, "epochs": 1, "batch_size": 16, "progress": False}
+    got, _ = finetune(train, kind(plain), data, **options)
+    want, _ = finetune(train, plain, data, **options)
+    assert jax.tree.structure(got) == jax.tree.structure(kind(want))
+    jax.tree.map(np.testing.assert_array_equal, got, kind(want))
 
 
 def test_options_of_fit_pass_through():

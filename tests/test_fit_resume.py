@@ -255,6 +255,21 @@ def test_nothing_whole_is_an_error(tmp_path):
         fit_run.run(tmp_path, **SELDOM)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_is_no_folder_and_that_is_known_at_once(tmp_path, inside):
+    _ = (tmp_path / "run").write_text("mine")
+    path = tmp_path / "run" / "inside" if inside else tmp_path / "run"
+    with pytest.raises(CheckpointError, match=r"run is a file; give another"):
+        fit_run.run(tmp_path, checkpoint=path, evaluate=None, patience=None)
+    assert not (tmp_path / "run.jsonl").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_known_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(CheckpointError, match="may not be written to"):
+        fit_run.run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -262,6 +277,7 @@ def test_nothing_whole_is_an_error(tmp_path):
         ({"ema": None}, "ema"),
         ({"accumulate": 1}, "accumulate"),
         ({"dtype": jax.numpy.bfloat16}, "dtype"),
+        ({"settings": {"rate": 0.1}}, "rate"),
     ],
 )
 def test_other_options_are_another_run(tmp_path_factory, options, reason):

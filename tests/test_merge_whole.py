@@ -78,7 +78,7 @@ def test_zipped_networks_come_closer_by_least_squares():
     fitted = cj.merge.least_squares(nets, sharing, DATA, progress=False)
     assert all(w <= GRAPH[g].size for g, w in cj.merge.shared_widths(sharing).items())
     assert wrong(fitted, nets) < 0.7 * wrong(average, nets)
-    last = cj.merge.until(GRAPH, list(nets), sharing, ["a:1"])
+    last = cj.merge.until(GRAPH, list(nets), sharing, "a:1")
     part = cj.merge.least_squares(nets, last, DATA, progress=False)
     assert wrong(part, nets) < wrong(fitted, nets)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from nets import NETS
 from test_compensate import (
     batch_of,
@@ -425,6 +426,18 @@ def check_statistics(recalibrate: Any, momentum: float) -> None:
 @pytest.mark.parametrize("momentum", [0.99, 0.5])
 def test_statistics_are_those_of_all_batches_as_one_for_every_subset(momentum):
     check_statistics(cj.recalibrate, momentum)
+
+
+def test_statistics_of_several_inputs_in_the_container_that_was_given():
+    def train(p, x, mask):
+        mean = 0.5 * p["seen"]["mean"] + 0.5 * (x * mask).mean(0)
+        return x * p["w"], {"seen": {"mean": mean}}
+
+    x, mask = normal(0, 2, 8, 3)
+    params = FrozenDict({"w": np.ones(3), "seen": {"mean": np.zeros(3)}})
+    got = cj.recalibrate(train, params, [((x, mask), "labels")], **QUIET)
+    assert isinstance(got, FrozenDict)
+    np.testing.assert_allclose(got["seen"]["mean"], (x * mask).mean(0), rtol=1e-5)
 
 
 def test_saboteur_running_averages_are_found_out():

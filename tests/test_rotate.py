@@ -252,7 +252,7 @@ def test_a_branch_may_be_scaled_by_more_than_its_channels():
 
 def test_only_the_groups_that_are_named():
     net = NETS["grouped_rotary"]()
-    _, found = turn(net.apply, net.params, *net.inputs, groups=["v:2"])
+    _, found = turn(net.apply, net.params, *net.inputs, groups="v:2")
     assert list(found.energy) == ["v:2"]
     with pytest.raises(KeepError, match="no group 'w'"):
         turn(net.apply, net.params, *net.inputs, groups=["w"])

@@ -74,7 +74,7 @@ def test_batches_are_taken_together():
     p = {"seen": seen, "scale": jnp.array([1.0, 0.0, -2.0]), "bias": normal(1, 3)}
     x = normal(2, 20, 4, 3) * np.array([0.1, 1, 10], np.float32) + 1000
     batches = [(x[i : i + 5], "labels") for i in range(0, 20, 5)] + [x[:2]]
-    new = settle(apply, p, batches, state=["seen"], progress=False)
+    new = settle(apply, p, batches, state="seen", progress=False)
     double = np.asarray(x, np.float64)
     np.testing.assert_allclose(new["seen"]["mean"], double.mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(new["seen"]["var"], double.var((0, 1)), rtol=1e-3)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from cutjax.errors import DataError, KeepError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.merge.assign import Assign, hungarian, sinkhorn
 from cutjax.merge.correlation import Apply, gathered
@@ -23,7 +24,7 @@ def align(
     batches: Iterable[Any] | None = None,
     method: str = "hungarian",
     temperature: float = 0.01,
-    fixed: Collection[str] = (),
+    fixed: Collection[str] | str = (),
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[Orders, Alignment]:
@@ -99,7 +100,7 @@ def align_all(
     batches: Iterable[Any] | None = None,
     method: str = "hungarian",
     temperature: float = 0.01,
-    fixed: Collection[str] = (),
+    fixed: Collection[str] | str = (),
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[dict[str, Orders], dict[str, Alignment]]:
@@ -136,7 +137,7 @@ def align_all(
         raise KeepError(f"no network {first!r}; {suggest(first, names)}")
     for name, params in networks.items():
         check_structure(params, graph, f"network {name!r}")
-    stay = {graph[name].name for name in fixed}
+    stay = {graph[name].name for name in several(fixed)}
     stay |= {group.name for group in graph.groups if group.ordered is not None}
     free = free_names(graph) - stay
     assign = _assign(method, temperature)

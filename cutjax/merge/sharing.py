@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax.errors import KeepError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.merge.permute import Permutation, check_permutation, inverse
 
@@ -112,7 +113,10 @@ def from_permutations(
 
 
 def until(
-    graph: Graph, names: Sequence[str], sharing: Sharing, shared: Collection[str]
+    graph: Graph,
+    names: Sequence[str],
+    sharing: Sharing,
+    shared: Collection[str] | str,
 ) -> dict[str, Mapping[str, Int[np.ndarray, "_"]]]:
     """Share some groups only; all others stay with their networks.
 
@@ -136,7 +140,7 @@ def until(
         >>> until(graph, ["one"], {}, [])["a:1"]["one"].tolist()
         [-1, -1, -1]
     """
-    stay = {graph[name].name for name in shared}
+    stay = {graph[name].name for name in several(shared)}
     out = {name: found for name, found in sharing.items() if name in stay}
     for group in graph.free:
         if group.name not in stay:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cutjax.errors import DataError, KeepError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph, Group
 from cutjax.merge.clusters import greedy
 from cutjax.merge.sharing import Sharing, until
@@ -35,7 +36,7 @@ def zipit(
     width: float | Mapping[str, int] = 1.0,
     within: float | bool = 1.0,
     repeat: float = 1.0,
-    shared: Collection[str] | None = None,
+    shared: Collection[str] | str | None = None,
 ) -> tuple[Sharing, Zipped]:
     """Merge the channels that correlate most, greedily.
 
@@ -87,7 +88,7 @@ def zipit(
         )
     if shared is None:
         shared = [g.name for g in graph.free if g.name in correlations]
-    widths = _widths([graph[name] for name in shared], width)
+    widths = _widths([graph[name] for name in several(shared)], width)
     sharing, info = {}, Zipped({}, {})
     for name, left in widths.items():
         group, n = graph[name], graph[name].size

@@ -68,6 +68,7 @@ def train_reference(
         seed=seed,
         evaluate=lambda params: accuracy(apply, params, dataset.validation),
         checkpoint=checkpoint,
+        settings={"epochs": epochs},
         progress=progress,
         label=dataset.name,
     )

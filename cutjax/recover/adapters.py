@@ -8,7 +8,7 @@ so any function will do, and folding changes nothing.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,15 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from cutjax.dims import leaves
-from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
 from cutjax.readers import is_linear, kernel_matrix
 from cutjax.resize import Kept, Reader, Run
 from cutjax.shrink import check_params, rewrite
 
-Kind = Literal["lowrank", "scale", "both"]
+KINDS = ("lowrank", "scale", "both")
 Entry = Mapping[str, Array]
 OPEN, CLOSED = "open", "closed"
 
@@ -35,10 +36,10 @@ def adapters(
     *inputs: Any,
     rank: int = 4,
     key: PRNGKeyArray | None = None,
-    kind: Kind = "lowrank",
+    kind: str = "lowrank",
     where: Callable[[str], bool] | None = None,
-    open: Iterable[str] | None = None,
-    state: Iterable[str] = ("batch_stats",),
+    open: Iterable[str] | str | None = None,
+    state: Iterable[str] | str = ("batch_stats",),
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A network frozen behind adapters, and the adapters.
 
@@ -63,6 +64,7 @@ def adapters(
     Raises:
         MismatchError: the parameters do not match the graph.
         KeepError: nothing is left to adapt.
+        CutjaxError: an unknown kind, or a rank below 1.
 
     Example:
         >>> import cutjax as cj
@@ -77,11 +79,12 @@ def adapters(
         Hu et al., LoRA, ICLR 2022, eq. 3; Perez et al., FiLM, AAAI 2018, eq. 2.
     """
     check_params(params, graph)
+    _check_kind(kind, rank)
     chosen = where or (lambda path: True)
     made = {
         p: a for p, a in made_axes(apply, params, graph, *inputs).items() if chosen(p)
     }
-    vectors = [] if kind == "lowrank" else _vectors(graph, tuple(state))
+    vectors = [] if kind == "lowrank" else _vectors(graph, several(state))
 
     # One program for all: drawing eagerly would compile for every shape.
     @jax.jit
@@ -134,7 +137,7 @@ def fold(params: Any, adapter_params: Mapping[str, Mapping[str, Entry]]) -> Any:
 def opened(
     adapter_params: Mapping[str, Mapping[str, Entry]],
     graph: Graph,
-    names: Iterable[str] | None,
+    names: Iterable[str] | str | None,
 ) -> dict[str, dict[str, Entry]]:
     """The adapters divided anew into those that are trained and those that wait.
 
@@ -154,7 +157,7 @@ def opened(
     if names is None:
         return {OPEN: entries, CLOSED: {}}
     at = {path: {path, *groups_of(graph, path, e)} for path, e in entries.items()}
-    wanted = set(names)
+    wanted = {*several(names)}
     for name in sorted(wanted):
         if not any(name in known for known in at.values()):
             known = sorted(set().union(*at.values()))
@@ -235,6 +238,15 @@ def made_axes(
     return out
 
 
+def _check_kind(kind: str, rank: int) -> None:
+    if kind not in KINDS:
+        raise CutjaxError(f"no kind {kind!r}; {suggest(kind, KINDS)}")
+    if kind != "scale" and rank < 1:
+        raise CutjaxError(
+            f"rank={rank} leaves nothing to train; give 1 or more, or kind='scale'"
+        )
+
+
 def _dtype(x: Any) -> Any:
     return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
 
@@ -257,7 +269,7 @@ def _begun(
     shape: tuple[int, ...],
     made: tuple[int, ...],
     rank: int,
-    kind: Kind,
+    kind: str,
     key: PRNGKeyArray,
 ) -> dict[str, Array]:
     """The identity as adapters of one kernel."""

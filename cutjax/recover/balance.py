@@ -5,6 +5,7 @@ their gradients at a shared kernel) to their weights and its next state. It runs
 a training step by `balanced`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cutjax.errors import DataError, suggest
+from cutjax.given import several
 
 Weights = Float[Array, " t"]
 
@@ -47,9 +49,16 @@ def static(weights: Mapping[str, float]) -> Balance:
 
     Returns:
         The balance.
+
+    Raises:
+        DataError: a weight below zero or not finite; when called, one of another task.
     """
+    if wrong := {t: w for t, w in weights.items() if not 0 <= w < math.inf}:
+        raise DataError(f"static: weights {wrong}; expected numbers of 0 or more")
 
     def init(tasks: Sequence[str]) -> Weights:
+        for task in set(weights) - set(tasks):
+            raise DataError(f"static: a weight of {task!r}; {suggest(task, tasks)}")
         return jnp.array([weights.get(t, 1.0) for t in tasks], jnp.float32)
 
     return Balance(init, lambda state, losses, norms: (state, state))
@@ -64,7 +73,7 @@ class Uncertainty(NamedTuple):
 
 
 def uncertainty(
-    numbers: Sequence[str] = (), *, rate: float = 0.1, start: bool = True
+    numbers: Sequence[str] | str = (), *, rate: float = 0.1, start: bool = True
 ) -> Balance:
     """Learned variances: sum of f exp(-s) L + s / 2, with f = 1, or 1/2 of a number.
 
@@ -83,7 +92,8 @@ def uncertainty(
     """
 
     def init(tasks: Sequence[str]) -> Uncertainty:
-        factor = jnp.array([0.5 if t in numbers else 1.0 for t in tasks], jnp.float32)
+        asked = several(numbers)
+        factor = jnp.array([0.5 if t in asked else 1.0 for t in tasks], jnp.float32)
         return Uncertainty(jnp.zeros(len(tasks)), factor, jnp.zeros(()))
 
     def step(state: Uncertainty, losses: Weights, norms: Weights) -> Any:

@@ -15,10 +15,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from cutjax.errors import DataError
+from cutjax.metrics import named
 from cutjax.mirror import named_leaves, path_name
 from cutjax.recover.balance import Balance, Weights
 from cutjax.recover.distill import Each
 from cutjax.trace import trace
+from cutjax.training.parts import updated, without
 
 BALANCE = "balance"
 PULL = "balance:pull"
@@ -28,7 +30,7 @@ class Balanced(NamedTuple):
     """What to hand to `fit` in place of an unbalanced training."""
 
     train_apply: Callable[..., Any]
-    params: dict[str, Any]
+    params: Any
     loss: Callable[..., Any]
     optimizer: optax.GradientTransformation
 
@@ -36,7 +38,7 @@ class Balanced(NamedTuple):
 def balanced(
     balance: Balance,
     train_apply: Callable[..., tuple[Any, Any]],
-    params: Mapping[str, Any],
+    params: Any,
     each: Each,
     optimizer: optax.GradientTransformation,
     x: Any,
@@ -49,7 +51,7 @@ def balanced(
     Args:
         balance: the balance.
         train_apply: `(params, x) -> (outputs, updates)`.
-        params: a dict; an entry `balance` is added.
+        params: a dict or another mapping; an entry `balance` is added.
         each: `(outputs, y) -> {task: scalar}`.
         optimizer: of the parameters; the state of the balance moves by itself.
         x: a batch of inputs, or its shape.
@@ -60,15 +62,16 @@ def balanced(
         Function, parameters, loss and optimiser for `cutjax.fit.fit`. The loss reports
         `weight:<task>` too.
     """
+    answer = _naming(train_apply)
     state = balance.init(tasks)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, state))
     path = balance.shared
     if path == "":
-        path = shared_kernel(train_apply, params, x, tasks=tasks)
+        path = shared_kernel(answer, params, x, tasks=tasks)
 
-    def apply(p: Mapping[str, Any], x: Any) -> tuple[Any, Any]:
-        own = {k: v for k, v in p.items() if k != BALANCE}
-        outputs, updates, pull = _pulling(train_apply, own, x, path)
+    def apply(p: Any, x: Any) -> tuple[Any, Any]:
+        own = without(p, (BALANCE,))
+        outputs, updates, pull = _pulling(answer, own, x, path)
         return {**outputs, BALANCE: p[BALANCE], PULL: pull}, updates
 
     def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
@@ -93,7 +96,7 @@ def balanced(
         BALANCE: optax.sgd(1.0),
     }
     both = optax.partition(chosen, _labels)
-    return Balanced(apply, {**params, BALANCE: flat}, loss, both)
+    return Balanced(apply, updated(params, {BALANCE: flat}), loss, both)
 
 
 def shared_kernel(
@@ -130,6 +133,16 @@ def shared_kernel(
     if not found:
         raise DataError(f"gradnorm: no kernel serves all of {list(tasks)}")
     return found[-1]
+
+
+def _naming(train_apply: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """The same function, with its outputs by task."""
+
+    def apply(params: Any, x: Any) -> tuple[Any, Any]:
+        outputs, updates = train_apply(params, x)
+        return named(outputs), updates
+
+    return apply
 
 
 def _pulling(train_apply: Callable, params: Any, x: Any, path: str | None) -> Any:

@@ -16,10 +16,12 @@ from jaxtyping import Array, Float
 
 from cutjax._jit import jit
 from cutjax.data.base import Split
-from cutjax.errors import DataError
+from cutjax.errors import DataError, MismatchError
+from cutjax.given import chosen_tasks, several
 from cutjax.losses import of_classes, of_numbers
 from cutjax.metrics import named
 from cutjax.recover.features import FEATURE, mismatch
+from cutjax.training.parts import held_as, updated, without
 
 TEACHER = "teacher:"
 PARENT = "parent"
@@ -32,7 +34,7 @@ def teach(
     params: Any,
     split: Split,
     *,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     batch_size: int = 250,
 ) -> Split:
     """A split whose targets also hold the parent's answers, computed once.
@@ -47,11 +49,22 @@ def teach(
 
     Returns:
         The split with more targets.
+
+    Raises:
+        DataError: no examples, or batches of none.
+        KeepError: a task is unknown, or none is chosen.
+        MismatchError: a task is answered by several arrays.
     """
+    if not len(split.x) or batch_size < 1:
+        raise DataError(
+            f"teach: {len(split.x)} examples in batches of {batch_size}; expected 1 or "
+            "more of each"
+        )
 
     def wanted(p: Any, x: Any) -> dict[str, Any]:
         outputs = named(apply(p, x))
-        return {k: outputs[k] for k in (*tasks, *_features_in(outputs))}
+        chosen = answered(tasks, outputs)
+        return {k: outputs[k] for k in (*chosen, *_features_in(outputs))}
 
     answer = jit(wanted)
     found: list[dict[str, np.ndarray]] = []
@@ -65,12 +78,34 @@ def teach(
     return split._replace(y={**split.y, **said})
 
 
+def answered(tasks: Sequence[str] | str, outputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks as a tuple, checked against what a function answers.
+
+    Args:
+        tasks: one, or several.
+        outputs: arrays by task, or their shapes.
+
+    Raises:
+        KeepError: a task is unknown, or none is chosen.
+        MismatchError: a task is answered by several arrays.
+    """
+    chosen = chosen_tasks(tasks, outputs)
+    for task in chosen:
+        if not hasattr(outputs[task], "ndim"):
+            raise MismatchError(
+                f"task {task!r} is answered by a {type(outputs[task]).__name__} of "
+                "arrays, but what is distilled is one array per task: let the function "
+                "return a dict, {'first': ..., 'second': ...}"
+            )
+    return chosen
+
+
 def beside_parent(
     train_apply: Callable[..., tuple[Any, Any]],
-    params: Mapping[str, Any],
+    params: Any,
     apply: Callable[..., Any],
     parent: Any,
-) -> tuple[Callable[..., tuple[Any, dict[str, Any]]], dict[str, Any]]:
+) -> tuple[Callable[..., tuple[Any, dict[str, Any]]], Any]:
     """A function in training whose outputs also hold the parent's, as `teacher:...`.
 
     The parent's parameters travel as state that does not change: a compiled step holds
@@ -78,7 +113,7 @@ def beside_parent(
 
     Args:
         train_apply: the child's, `(params, x) -> (outputs, updates)`.
-        params: the child's.
+        params: the child's, a dict or another mapping.
         apply: the parent's function in inference, `(parent, x) -> outputs`.
         parent: its parameters.
 
@@ -86,18 +121,20 @@ def beside_parent(
         The function, and its parameters: the child's with an entry `parent` more.
     """
 
-    def both(p: Mapping[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
-        own = {k: v for k, v in p.items() if k != PARENT}
-        outputs, updates = train_apply(own, x)
-        said = jax.lax.stop_gradient(named(apply(p[PARENT], x)))
+    form = jax.tree.map(lambda leaf: 0, parent)
+
+    def both(p: Any, x: Any) -> tuple[Any, dict[str, Any]]:
+        outputs, updates = train_apply(without(p, (PARENT,)), x)
+        # A FrozenDict makes FrozenDicts of what is put into it.
+        said = jax.lax.stop_gradient(named(apply(held_as(form, p[PARENT]), x)))
         said = {f"{TEACHER}{k}": v for k, v in said.items()}
         return {**named(outputs), **said}, {**(updates or {}), PARENT: p[PARENT]}
 
-    return both, {**params, PARENT: parent}
+    return both, updated(params, {PARENT: parent})
 
 
 def task_losses(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     *,
     temperature: float = 2.0,
     labels: float = 0.0,
@@ -115,7 +152,7 @@ def task_losses(
     Returns:
         `each(outputs, y) -> {task: scalar}`.
     """
-    spreads = dict(spreads or {})
+    tasks, spreads = several(tasks), dict(spreads or {})
 
     def each(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
         outputs, found = named(outputs), {}
@@ -128,7 +165,7 @@ def task_losses(
                 hard = of_classes
                 found[task] = divergence(answer, taught, temperature)
             if labels:
-                found[task] += labels * hard(answer, y[task])
+                found[task] += labels * hard(answer, _label(task, y))
         return found
 
     return each
@@ -151,7 +188,7 @@ def feature_losses(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def distillation(
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     *,
     temperature: float = 2.0,
     labels: float = 0.0,
@@ -220,6 +257,15 @@ def _taught(key: str, outputs: Mapping[str, Any], y: Mapping[str, Any]) -> Any:
             "pass finetune(parent=(apply, params))"
         )
     return outputs[name] if name in outputs else y[name]
+
+
+def _label(task: str, y: Mapping[str, Any]) -> Any:
+    if task not in y:
+        raise DataError(
+            f"there are no labels of {task!r}; pass Split(x, {{{task!r}: ...}}), or "
+            "labels=0.0 to learn from the parent alone"
+        )
+    return y[task]
 
 
 def _features_in(outputs: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from cutjax.dims import Axis, Fixed, Leaf, kept as positions
 from cutjax.errors import KeepError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.metrics import named
 from cutjax.readers import channel_axes, is_linear
@@ -42,7 +43,7 @@ def features(
     keep: Mapping[str, np.ndarray],
     *,
     tasks: Sequence[str] | str | None = None,
-    at: Iterable[str] | None = None,
+    at: Iterable[str] | str | None = None,
 ) -> Features:
     """What kernels read, beside the outputs, at full size and cut.
 
@@ -78,7 +79,7 @@ def features(
         is needed, because channels correspond.
     """
     chosen = frozenset(graph.check_tasks(tasks))
-    wanted = None if at is None else frozenset([at] if isinstance(at, str) else at)
+    wanted = None if at is None else frozenset(several(at))
     used = needed(graph, tasks)
 
     def side(cut: Mapping[str, np.ndarray]) -> Callable[..., Any]:

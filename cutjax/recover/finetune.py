@@ -9,12 +9,16 @@ import numpy as np
 import optax
 
 from cutjax.data.base import Split
+from cutjax.errors import MismatchError, suggest
 from cutjax.fit import FitInfo, fit
+from cutjax.given import several
+from cutjax.metrics import named
 from cutjax.recover.balance import Balance, named_balance
 from cutjax.recover.balanced import BALANCE, balanced
 from cutjax.recover.distill import (
     PARENT,
     TEACHER,
+    answered,
     beside_parent,
     distillation as distillation,
     feature_loss,
@@ -23,12 +27,14 @@ from cutjax.recover.distill import (
     teach as teach,
 )
 from cutjax.training.options import batch
+from cutjax.training.parts import made_of, without
 
+STATE = "batch_stats"
 SOME = 512  # examples that tell how far the parent's numbers spread
 
 
 def frozen(
-    apply: Callable[..., Any], state: Sequence[str] = ("batch_stats",)
+    apply: Callable[..., Any], state: Sequence[str] | str | None = None
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """A function in training that leaves its statistics as they are.
 
@@ -41,10 +47,14 @@ def frozen(
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.
-        state: top-level entries of `params` that are not trained.
+        state: top-level entries of `params` that are not trained; `batch_stats`, if
+            there is one, if not given.
 
     Returns:
         `(params, x) -> (outputs, updates)`, for `finetune` after `compensate`.
+
+    Raises:
+        MismatchError: when called, if `params` have no such entry.
 
     Example:
         >>> train = frozen(lambda p, x: p["w"] * x, state=("seen",))
@@ -53,7 +63,12 @@ def frozen(
     """
 
     def train_apply(params: Any, x: Any) -> tuple[Any, dict[str, Any]]:
-        return apply(params, x), {name: params[name] for name in state}
+        held = params if isinstance(params, Mapping) else {}
+        names = [n for n in (STATE,) if n in held] if state is None else several(state)
+        for name in names:
+            if name not in held:
+                raise MismatchError(f"no state {name!r}; {suggest(name, held)}")
+        return apply(params, x), {name: held[name] for name in names}
 
     return train_apply
 
@@ -63,7 +78,7 @@ def finetune(
     params: Any,
     data: Split,
     *,
-    tasks: Sequence[str],
+    tasks: Sequence[str] | str,
     epochs: int = 2,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
@@ -102,7 +117,8 @@ def finetune(
         optimizer: in place of AdamW; `learning_rate` is then not looked at.
         seed: order of the examples.
         evaluate: on validation data; the best epoch is returned.
-        checkpoint: directory to keep the run in, and to resume it from.
+        checkpoint: directory to keep the run in, and to resume it from, with the same
+            arguments; `epochs` may be others only beside an `optimizer`.
         progress: show a progress bar.
         **options: of `cutjax.fit.fit`. With `augment`, what `teach` noted stays the
             answer; a `parent` answers what was made.
@@ -113,11 +129,20 @@ def finetune(
     Raises:
         ValueError: a balance with a state, or a parent, beside parameters that are not
             a dict; a balance with a state in another type (`dtype`).
+        DataError: no labels, where these are asked for.
+        KeepError: a task is unknown, or none is chosen.
+        MismatchError: `train_apply` does not return outputs and updates, or answers a
+            task by several arrays.
     """
+    x = batch(batch_size, data, options.get("augment"))
+    tasks = answered(tasks, named(made_of(train_apply, params, x)[0]))
     update = batch_size * options.get("accumulate", 1)
-    steps = max(epochs * (len(data.x) // update), 1)
-    rate = optax.cosine_onecycle_schedule(steps, learning_rate)
-    optimizer = optimizer or optax.adamw(rate, weight_decay=1e-4)
+    steps = max(epochs * (len(data.x) // max(update, 1)), 1)
+    numbers = {"temperature": temperature, "labels": labels, "features": features}
+    if optimizer is None:
+        rate = optax.cosine_onecycle_schedule(steps, learning_rate)
+        optimizer = optax.adamw(rate, weight_decay=1e-4)
+        numbers |= {"learning_rate": learning_rate, "epochs": epochs}
     wanted = _wanted(data, tasks, bool(features), bool(labels))
     spreads = spreads_of(data, tasks)
     if parent is not None and not any(k.startswith(TEACHER) for k in wanted):
@@ -135,7 +160,6 @@ def finetune(
         _check_dict(params, options, "balance=", dtype=True)
         each = task_losses(tasks, **answers)
         extra = (lambda o, y: features * feature_loss(o, y)) if features else None
-        x = batch(batch_size, data, options.get("augment"))
         train_apply, params, loss, optimizer = balanced(
             chosen, train_apply, params, each, optimizer, x, tasks=tasks, extra=extra
         )
@@ -149,13 +173,26 @@ def finetune(
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
-        evaluate=evaluate and (lambda p: evaluate(_without(p, added))),
+        evaluate=evaluate and (lambda p: evaluate(_shown(p, added))),
         checkpoint=checkpoint,
+        settings=_settings(tasks, balance, numbers, options.pop("settings", None)),
         progress=progress,
         label="finetune",
         **options,
     )
-    return _without(trained, added), info
+    return _shown(trained, added), info
+
+
+def _settings(
+    tasks: Sequence[str],
+    balance: str | Balance,
+    numbers: Mapping[str, float],
+    more: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What a checkpoint must agree on beside what `fit` itself knows."""
+    name = balance if isinstance(balance, str) else "given"
+    plain = {key: float(value) for key, value in numbers.items()}
+    return {"tasks": [*tasks], "balance": name, **plain, **(more or {})}
 
 
 def _wanted(
@@ -169,10 +206,8 @@ def _wanted(
     return {k: data.y[k] for k in names if k in data.y}
 
 
-def _without(params: Any, added: Sequence[str]) -> Any:
-    if not added:
-        return params
-    return type(params)({k: v for k, v in params.items() if k not in added})
+def _shown(params: Any, added: Sequence[str]) -> Any:
+    return without(params, added) if added else params
 
 
 def _check_dict(

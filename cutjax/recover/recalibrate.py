@@ -11,17 +11,22 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
+<<<<<<< HEAD
 from cutjax.inputs import rows, told
+=======
+from cutjax.inputs import inputs_of
+>>>>>>> fix1
 from cutjax.mirror import named_leaves, path_name
+from cutjax.training.parts import held_as, updated
 
 
 def recalibrate(
     train_apply: Callable[..., tuple[Any, Mapping[str, Any]]],
-    params: Mapping[str, Any],
+    params: Any,
     batches: Iterable[Any],
     *,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Any:
     """Running means and variances as if all batches had been one, in constant memory.
 
     A batch statistic is read off two updates, from zeros and from ones: a running
@@ -31,10 +36,13 @@ def recalibrate(
     shrink `train_apply` for it.
 
     Args:
-        train_apply: `(params, x) -> (outputs, updates)`; `updates` replace top-level
-            entries of `params`. The smaller one is `shrink(train_apply, graph, keep)`.
-        params: a dict; entries named in `updates` hold the statistics.
-        batches: `(x, ...)`, or bare inputs; batches of other sizes compile again.
+        train_apply: `(params, *inputs) -> (outputs, updates)`; `updates` replace
+            top-level entries of `params`. The smaller one is `shrink(train_apply,
+            graph, keep)`.
+        params: a dict or another mapping; entries named in `updates` hold the
+            statistics.
+        batches: `(x, ...)`, or bare inputs; `x` is the input, or a tuple of inputs.
+            Batches of other sizes compile again.
         progress: show a progress bar.
 
     Returns:
@@ -46,8 +54,8 @@ def recalibrate(
         MismatchError: the function updates nothing, or something unknown.
     """
 
-    def statistics(params: Any, x: Any) -> Any:
-        _, updates = train_apply(params, x)
+    def statistics(params: Any, x: tuple[Any, ...]) -> Any:
+        _, updates = train_apply(params, *x)
         if not updates or set(updates) - set(params):
             raise MismatchError(
                 f"train_apply returned updates for {list(updates or {})}, parameters "
@@ -57,7 +65,7 @@ def recalibrate(
         def moved(value: float) -> Any:
             held = {key: params[key] for key in updates}
             start = jax.tree.map(lambda a: jnp.full_like(a, value), held)
-            return train_apply({**params, **start}, x)[1]
+            return train_apply(updated(params, start), *x)[1]
 
         def batch(zero: Any, one: Any, old: Any) -> Any:
             # A statistic that does not move (momentum 1) stays what it was.
@@ -65,21 +73,27 @@ def recalibrate(
             return jnp.where(kept >= 1, old, zero / (1 - kept))
 
         zeros, ones = moved(0.0), moved(1.0)
-        return jax.tree.map(batch, zeros, ones, {k: params[k] for k in updates})
+        old = held_as(zeros, {k: params[k] for k in updates})
+        return jax.tree.map(batch, zeros, ones, old)
 
     measured = jit(statistics)
     held: Any = None
     count = 0
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):
+<<<<<<< HEAD
         batch = told(batch)
         x = batch[0] if isinstance(batch, tuple) else batch
         found, n = measured(params, x), rows(x)
+=======
+        x = inputs_of(batch)
+        found, n = measured(params, x), len(jax.tree.leaves(x)[0])
+>>>>>>> fix1
         _check(found, count)
         count += n
         held = found if held is None else _combined(held, found, n / count)
     if held is None:
         raise DataError("no data to recalibrate on; pass batches of (x, ...)")
-    return {**params, **held}
+    return updated(params, held)
 
 
 def _check(found: Any, seen: int) -> None:

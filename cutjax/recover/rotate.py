@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs, first
 from cutjax.placed import relaxed
@@ -60,7 +61,7 @@ def rotate(
     graph: Graph,
     batches: Iterable[Any],
     *,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] | str | None = None,
     progress: bool = True,
 ) -> Rotated:
     """Turn channels that only linear maps and normalisations see; the same function.
@@ -109,7 +110,7 @@ def rotate(
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
     names = [g.name for g in graph.free]
     if groups is not None:
-        names = [graph[name].name for name in groups]
+        names = [graph[name].name for name in several(groups)]
 
     @jit
     def answer(leaves: Sequence[Any], few: tuple[Any, ...] = few) -> list[Any]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
+from cutjax.given import several
 from cutjax.inputs import equal_inputs, first
 from cutjax.mirror import named_leaves
 from cutjax.recover.follow import evaluated, given_to
@@ -31,7 +32,7 @@ def settle(
     params: Any,
     batches: Iterable[Any],
     *,
-    state: Collection[str] = ("batch_stats",),
+    state: Collection[str] | str = ("batch_stats",),
     progress: bool = True,
 ) -> Any:
     """Set running statistics to those of the data; scales and biases make up for it.
@@ -79,11 +80,12 @@ def settle(
     graph = trace(apply, params, *one, on_unknown="pin")
     prog, whole = (program(apply, graph, {}, x) for x in (one, given[0]))
     leaves = list(named_leaves(params).values())
-    moving = {i for i, p in enumerate(prog.paths) if set(state) & {*p.split("/")}}
+    parts = {*several(state)}
+    moving = {i for i, p in enumerate(prog.paths) if parts & {*p.split("/")}}
     norms = list(norms_of(prog, moving))
     if not norms:
         raise MismatchError(
-            f"nothing is normalised by running statistics called {list(state)}; the "
+            f"nothing is normalised by running statistics called {sorted(parts)}; the "
             f"paths of the parameters are {', '.join(prog.paths[:6])}, ..."
         )
     alike = [_counterpart(prog, whole, norm.x) for norm in norms]

@@ -37,6 +37,8 @@ def batch(
     Raises:
         ValueError: that gives something else than as many examples.
     """
+    if size < 1:
+        raise ValueError(f"fit: batch_size is {size}, expected 1 or more")
     shape = (size, *data.x.shape[1:])
     x = jax.ShapeDtypeStruct(shape, data.x.dtype)
     if augment is None:

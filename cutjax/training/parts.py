@@ -1,11 +1,13 @@
 """The parts of parameters: what is trained, what is state, in which type to compute."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+
+from cutjax.errors import MismatchError
 
 TrainApply = Callable[[Any, Any], tuple[Any, Mapping[str, Any] | None]]
 
@@ -32,7 +34,9 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
         outputs = jax.tree.map(lambda leaf: _cast(leaf, jnp.float32), outputs)
         updates = {
             name: jax.tree.map(
-                lambda new, old: new.astype(old.dtype), tree, params[name]
+                lambda new, old: new.astype(old.dtype),
+                tree,
+                held_as(tree, params[name]),
             )
             for name, tree in (updates or {}).items()
         }
@@ -41,9 +45,62 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
     return apply
 
 
+def held_as(like: Any, tree: Any) -> Any:
+    """The leaves of a pytree in the containers of another of the same names.
+
+    What is in a `FrozenDict` or a `State` may be made as dicts, which no `tree.map`
+    takes beside it.
+    """
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
+
+
+def updated(params: Any, entries: Mapping[str, Any]) -> Any:
+    """Parameters with these top-level entries, in a container of the same type."""
+    held = _entries(params)
+    new = {k: held_as(held[k], v) if k in held else v for k, v in entries.items()}
+    return type(params)({**held, **new})
+
+
+def without(params: Any, names: Collection[str]) -> Any:
+    """Parameters without these top-level entries, in a container of the same type."""
+    return type(params)({k: v for k, v in _entries(params).items() if k not in names})
+
+
+def _entries(params: Any) -> dict[str, Any]:
+    """The top level as it is held: indexing may wrap what it returns."""
+    if isinstance(params, dict):
+        return params
+    one_level = jax.tree_util.default_registry.flatten_one_level_with_keys(params)
+    return {key.key: value for key, value in one_level[0]}
+
+
 def _cast(leaf: Any, dtype: Any) -> Any:
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     return jnp.asarray(leaf, dtype) if floating else leaf
+
+
+def made_of(
+    train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
+) -> tuple[Any, Any]:
+    """The shapes of outputs and updates.
+
+    Args:
+        train_apply: see `cutjax.fit.fit`.
+        params: the parameters.
+        x: shape of a batch.
+
+    Raises:
+        MismatchError: the function does not return both.
+    """
+    made = jax.eval_shape(train_apply, params, x)
+    both = isinstance(made, tuple | list) and len(made) == 2
+    if not both or (made[1] and not isinstance(made[1], Mapping)):
+        kinds = [type(part).__name__ for part in made] if both else type(made).__name__
+        raise MismatchError(
+            f"fit: train_apply returned {kinds}, expected (outputs, updates), updates "
+            "by name; pass cutjax.recover.frozen(apply) for a function in inference"
+        )
+    return made[0], made[1]
 
 
 def state_names(
@@ -62,7 +119,7 @@ def state_names(
     Raises:
         ValueError: updates that do not belong to `params`.
     """
-    _, updates = jax.eval_shape(train_apply, params, x)
+    _, updates = made_of(train_apply, params, x)
     if not updates:
         return ()
     if not isinstance(params, Mapping) or not set(updates) <= set(params):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from cutjax._jit import jit
 from cutjax.training.mesh import Layout
-from cutjax.training.parts import TrainApply, divide, join
+from cutjax.training.parts import TrainApply, divide, join, updated
 
 Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
 Augment = Callable[[Any, Array], Array]
@@ -151,7 +151,7 @@ def make_step(
         moving, free, landed = _descend(*given)
         params = join(free, fixed)
         if updates:
-            params = type(params)({**params, **updates})
+            params = updated(params, updates)
         moving = moving._replace(params=params)
         if ema is not None:
             moving = _averaged(moving, landed, ema)
