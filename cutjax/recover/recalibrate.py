@@ -11,11 +11,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
-<<<<<<< HEAD
-from cutjax.inputs import rows, told
-=======
-from cutjax.inputs import inputs_of
->>>>>>> fix1
+from cutjax.inputs import inputs_of, rows
 from cutjax.mirror import named_leaves, path_name
 from cutjax.training.parts import held_as, updated
 
@@ -80,14 +76,8 @@ def recalibrate(
     held: Any = None
     count = 0
     for batch in tqdm(batches, desc="recalibrate", disable=not progress, leave=False):
-<<<<<<< HEAD
-        batch = told(batch)
-        x = batch[0] if isinstance(batch, tuple) else batch
-        found, n = measured(params, x), rows(x)
-=======
         x = inputs_of(batch)
-        found, n = measured(params, x), len(jax.tree.leaves(x)[0])
->>>>>>> fix1
+        found, n = measured(params, x), rows(x)
         _check(found, count)
         count += n
         held = found if held is None else _combined(held, found, n / count)
