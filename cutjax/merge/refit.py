@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cutjax.errors import DataError
-from cutjax.inputs import inputs_of
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
 from cutjax.merge.join import Parts, joint, moved, operands, own_step, start
@@ -25,6 +23,7 @@ from cutjax.merge.kernels import (
     bias_at,
     by_members,
     damped,
+    data_of,
     is_free,
     measure,
     put,
@@ -73,8 +72,9 @@ def least_squares(
     Args:
         networks: by name, alike.
         sharing: see `average`.
-        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes, from
-            the data of all networks; labels are not looked at.
+        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes (a
+            smaller last one is left out), from the data of all networks; labels are not
+            looked at.
         merged: where to start; else `average`.
         damping: lambda, as a share of the mean square of the features; None chooses it
             per reader by every fourth batch.
@@ -190,9 +190,7 @@ def _refitted(
     check_alike(networks)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
-    inputs = [inputs_of(batch, graph.inputs) for batch in batches]
-    if not inputs:
-        raise DataError("no data to merge by; pass batches of (x, ...)")
+    inputs = data_of(batches, graph.inputs, "no data to merge by")
     both = joint(networks, sharing, inputs[0])
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}

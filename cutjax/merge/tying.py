@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cutjax.errors import DataError
-from cutjax.inputs import inputs_of
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of
 from cutjax.merge.crossed import channels_of
@@ -19,6 +17,7 @@ from cutjax.merge.kernels import (
     Solve,
     bias_at,
     damped,
+    data_of,
     is_free,
     measure,
     put,
@@ -111,9 +110,7 @@ def tie(
 
 
 def _side(net: Network, name: str, batches: Batches) -> Side:
-    given = [inputs_of(batch, net.graph.inputs) for batch in batches.get(name, ())]
-    if not given:
-        raise DataError(f"no data of {name!r}; pass {{{name!r}: batches of (x, ...)}}")
+    given = data_of(batches.get(name, ()), net.graph.inputs, f"no data of {name!r}")
     prog, leaves = program(net.apply, net.graph, {}, given[0]), net.leaves
     flat = [[jnp.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in given]
     first, now = ([start(prog, leaves, x) for x in flat] for _ in range(2))
