@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from cutjax._compat import bind, scope_of, user_line
-from cutjax.errors import MismatchError
+from cutjax._compat import bind, scope_of
 from cutjax.merge.crossed import channels_of, check_crossed
 from cutjax.merge.network import Networks
+from cutjax.merge.same import same_numbers, same_program
 from cutjax.merge.sharing import DROPPED, Sharing
 from cutjax.merge.slots import Slots, own_keep, shared_keep, shares, slots_of
 from cutjax.merge.sums import alone, is_scale, layout, mine, summands, summed_axes
@@ -83,7 +83,8 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     Raises:
         KeepError: channels are shared in part where something other than a kernel sums
             over them, or where an array has channels of two groups.
-        MismatchError: the functions do not do the same.
+        MismatchError: the functions do not do the same; they may differ in numbers
+            that are written into them, where nothing that is shared depends on these.
     """
     first = next(iter(networks.values()))
     common = shared_keep(first.graph, sharing)
@@ -95,9 +96,13 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
     }
     of = {n: full[id(net.apply), id(net.graph)] for n, net in networks.items()}
     own = {name: at_width(prog, keeps[name]) for name, prog in of.items()}
-    shared = at_width(next(iter(of.values())), common)
+    slots = {name: slots_of(sharing, name) for name in networks}
+    some = tuple(n for n, net in networks.items() if shares(net.graph, slots[n]))
+    # The shared side is computed as the first of those that share has it.
+    one = (some or tuple(networks))[0]
+    shared = at_width(of[one], common)
     for name, prog in own.items():
-        same_program(shared, prog, (next(iter(networks)), name))
+        same_program(shared, prog, (one, name))
     free = {group.name for group in first.graph.free}
     for prog in own.values():
         check_crossed(shared, prog, free)
@@ -106,39 +111,27 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
         for name, prog in own.items()
     }
     outs = {name: dict(enumerate(p.frame.jaxpr.outvars)) for name, p in own.items()}
-    slots = {name: slots_of(sharing, name) for name in networks}
     whole = {
         name: at_width(
             prog, {group: to != DROPPED for group, to in slots[name].items()}
         )
         for name, prog in of.items()
     }
-    some = tuple(n for n, net in networks.items() if shares(net.graph, slots[n]))
     job = Joint(shared, own, keeps, common, ways, outs, (), slots, whole, some)
-    return job._replace(trunk=_trunk(job))
+    job = job._replace(trunk=_trunk(job))
+    check_shared(job)
+    return job
 
 
-def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
-    """Check that two networks do the same, equation by equation.
+def check_shared(job: Joint) -> None:
+    """Check that those who share compute alike what they share.
 
     Raises:
         MismatchError: names the first difference.
     """
-    if a.frame is b.frame:
-        return
-    one, other = a.frame.jaxpr.eqns, b.frame.jaxpr.eqns
-    for x, y in zip(one, other, strict=False):
-        if x.primitive is not y.primitive:
-            raise MismatchError(
-                f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
-                f"`{x.primitive}` at {user_line(x.source_info)} against "
-                f"`{y.primitive}` at {user_line(y.source_info)}"
-            )
-    if len(one) != len(other):
-        raise MismatchError(
-            f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
-            f"{len(one)} operations against {len(other)}"
-        )
+    for name in job.members:
+        names = job.members[0], name
+        same_numbers(job.shared, job.own[name], job.trunk, names)
 
 
 def _trunk(job: Joint) -> list[int]:

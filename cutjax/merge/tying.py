@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of
 from cutjax.merge.crossed import channels_of
-from cutjax.merge.join import Parts, same_program, start
+from cutjax.merge.join import Parts, start
 from cutjax.merge.kernels import (
     Env,
     Solve,
@@ -27,6 +27,7 @@ from cutjax.merge.kernels import (
     sound,
 )
 from cutjax.merge.network import Network, Networks
+from cutjax.merge.same import same_program
 from cutjax.recover import normal
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, positions, program
