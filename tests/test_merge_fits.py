@@ -120,6 +120,12 @@ def test_a_smaller_last_batch_is_left_out(fit):
         fitted([a[:0]])
 
 
+def test_a_damping_is_above_0():
+    for fit in (cj.merge.least_squares, cj.merge.mtz):
+        with pytest.raises(DataError, match=r"damping=-1.0: give a number above 0"):
+            fit(mlps(3, 4), {}, [X], damping=-1.0, progress=False)
+
+
 @pytest.mark.parametrize("name", ["interpolated", "lstm"])
 def test_a_network_that_shares_nothing_is_not_fitted_to(name):
     """The shared side is the other's alone, kernels of pinned channels included."""

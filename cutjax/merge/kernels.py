@@ -77,7 +77,12 @@ def scaled(
 
 
 def damped(damping: float | None) -> Solve:
-    """Least squares with a damping, or one that the data choose."""
+    """Least squares with a damping, or one that the data choose.
+
+    Raises:
+        DataError: a damping that is not above 0.
+    """
+    normal.check_damping(damping)
     return partial(fitted, damping)
 
 

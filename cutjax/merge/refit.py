@@ -86,7 +86,8 @@ def least_squares(
         The function and its parameters.
 
     Raises:
-        DataError: no data, or NaN in what a reader reads or should make.
+        DataError: no data, NaN in what a reader reads or should make, or a damping that
+            is not above 0.
         KeepError: the sharing does not fit, or cannot be.
         MismatchError: the networks are not of one architecture.
 
@@ -126,7 +127,8 @@ def mtz(
         The function and its parameters; the networks' own channels read as averaged.
 
     Raises:
-        DataError: no data, or NaN in what a reader reads or should make.
+        DataError: no data, NaN in what a reader reads or should make, or a damping that
+            is not above 0.
         KeepError: the sharing does not fit, or cannot be.
         MismatchError: the networks are not of one architecture.
 

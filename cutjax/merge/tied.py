@@ -60,7 +60,8 @@ def tied(
         given, and its parameters; inputs are one array, or a tuple of several.
 
     Raises:
-        DataError: a network without data, or NaN in what a reader reads or makes.
+        DataError: a network without data, NaN in what a reader reads or makes, or a
+            damping that is not above 0.
         KeepError: the sharing does not fit, or shares a group in part.
         MismatchError: the networks are not of one architecture.
 
