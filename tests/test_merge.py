@@ -347,10 +347,24 @@ def test_errors_say_what_and_where():
         )
     with pytest.raises(MismatchError, match="no network"):
         cj.merge.average({}, {}, X)
+    apart = cj.merge.average(networks, SPLIT, X)
+    with pytest.raises(
+        KeepError, match=r"another sharing: '.*/a/d' is \[3, 3\], not \[6"
+    ):
+        cj.merge.least_squares(networks, {}, [X], merged=apart, progress=False)
     with pytest.raises(DataError, match="no data"):
         cj.merge.least_squares(networks, {}, [], progress=False)
     with pytest.raises(DataError, match=r"'a' .* NaN"):
         cj.merge.least_squares(networks, {}, [X * np.nan], progress=False)
+
+
+def test_a_sharing_may_be_lists():
+    networks = mlps(3, 4)
+    lists = {g: {n: s.tolist() for n, s in v.items()} for g, v in SPLIT.items()}
+    merged = [cj.merge.average(networks, sharing, X) for sharing in (SPLIT, lists)]
+    found, want = (m.apply(m.params, X) for m in merged)
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+    assert cj.merge.own_widths(lists) == cj.merge.own_widths(SPLIT)
 
 
 def leaky(slope: float) -> Any:

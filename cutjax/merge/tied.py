@@ -89,7 +89,8 @@ def tied(
         name: net._replace(params=permute(net.params, net.graph, orders[name]))
         for name, net in networks.items()
     }
-    apart = {name for name, found in sharing.items() if (found[names[0]] == OWN).all()}
+    first = {group: np.asarray(found[names[0]]) for group, found in sharing.items()}
+    apart = {group for group, slots in first.items() if (slots == OWN).all()}
     shared = {group.name for group in graph.free} - apart
     parts = tie(moved, shared, batches, lockstep, damping, rows, progress)
     return Merged(_apply(networks), packed(parts))
