@@ -367,6 +367,17 @@ def test_a_sharing_may_be_lists():
     assert cj.merge.own_widths(lists) == cj.merge.own_widths(SPLIT)
 
 
+def test_means_of_double_precision_are_made_in_it():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), mlp_params(0))
+        x = X.astype(jnp.float64)
+        net = Network(mlp, params, cj.trace(mlp, params, x))
+        found = cj.merge.average({"a": net, "b": net}, {}, x).params["params"]
+        np.testing.assert_array_equal(found["shared"]["b"], params["b"])
+        np.testing.assert_array_equal(found["reads"]["a"]["d"], params["d"])
+        assert found["shared"]["b"].dtype == found["reads"]["a"]["d"].dtype == x.dtype
+
+
 def leaky(slope: float) -> Any:
     return lambda p, x: jax.nn.leaky_relu(x @ p["a"], slope) @ p["b"]
 

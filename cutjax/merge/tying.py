@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.merge import eager
-from cutjax.merge.average import kernel_of
+from cutjax.merge.average import kernel_of, precise
 from cutjax.merge.crossed import channels_of
 from cutjax.merge.join import Parts, start
 from cutjax.merge.kernels import (
@@ -81,9 +81,7 @@ def tie(
         same_program(first.prog, side.prog, (one, name))
     common = _common(sides, shared)
     for index, path in common.items():
-        mean = np.mean(
-            [np.asarray(s.leaves[path], np.float32) for s in sides.values()], 0
-        )
+        mean = np.mean([precise(side.leaves[path]) for side in sides.values()], 0)
         for side in sides.values():
             leaf = jnp.asarray(mean, side.leaves[path].dtype)
             _write(side, index, {**side.leaves, path: leaf})
