@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 
 from cutjax.merge.average import averaged
-from cutjax.merge.join import Parts, check_shared, evaluate, joint, needed
+from cutjax.merge.join import Parts, check_shared, joint, needed
 from cutjax.merge.network import Network, Networks, bare, check_alike
+from cutjax.merge.own import evaluate
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cutjax.errors import KeepError
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
-from cutjax.merge.join import Parts, joint, moved, operands, own_step, start
+from cutjax.merge.join import Parts, joint, start
 from cutjax.merge.kernels import (
     Env,
     bias_at,
@@ -36,6 +36,7 @@ from cutjax.merge.kernels import (
 )
 from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
 from cutjax.merge.network import Networks, check_alike
+from cutjax.merge.own import moved, operands, own_step
 from cutjax.merge.sharing import Sharing, check
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.merge.ways import MIXING, at_width
