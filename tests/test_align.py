@@ -421,6 +421,11 @@ def test_bad_data_is_an_error():
     x = np.ones((8, 4), np.float32)
     with pytest.raises(DataError, match=r"'a:1' in network 'two' are NaN"):
         correlations(layer, graph, nets, [x], progress=False)
+    with pytest.raises(DataError, match="'a' of network 'b' is NaN"):
+        align(graph, nets["one"], nets["two"], progress=False)
+    for t in (0.0, -1.0, np.nan):
+        with pytest.raises(KeepError, match=f"temperature={t}: give a number above 0"):
+            align(graph, nets["one"], nets["one"], method="sinkhorn", temperature=t)
 
 
 # Assignments. -----------------------------------------------------------------------

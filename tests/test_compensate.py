@@ -473,6 +473,9 @@ def test_errors_are_clear():
         call([])
     with pytest.raises(DataError, match=r"what the reader of 'params/.*' sees is NaN"):
         call([images()[0] * np.nan])
+    for damping in (-1.0, 0.0, np.nan):
+        with pytest.raises(DataError, match=f"damping={damping}: give a number above"):
+            call(images(), damping=damping)
     with pytest.raises(KeepError, match="no task 'agee'; nearest: 'age'"):
         call(images(), tasks="agee")
     with pytest.raises(KeepError, match="no group"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -346,10 +347,85 @@ def test_errors_say_what_and_where():
         )
     with pytest.raises(MismatchError, match="no network"):
         cj.merge.average({}, {}, X)
+    apart = cj.merge.average(networks, SPLIT, X)
+    with pytest.raises(
+        KeepError, match=r"another sharing: '.*/a/d' is \[3, 3\], not \[6"
+    ):
+        cj.merge.least_squares(networks, {}, [X], merged=apart, progress=False)
     with pytest.raises(DataError, match="no data"):
         cj.merge.least_squares(networks, {}, [], progress=False)
     with pytest.raises(DataError, match=r"'a' .* NaN"):
         cj.merge.least_squares(networks, {}, [X * np.nan], progress=False)
+
+
+def test_a_sharing_may_be_lists():
+    networks = mlps(3, 4)
+    lists = {g: {n: s.tolist() for n, s in v.items()} for g, v in SPLIT.items()}
+    merged = [cj.merge.average(networks, sharing, X) for sharing in (SPLIT, lists)]
+    found, want = (m.apply(m.params, X) for m in merged)
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+    assert cj.merge.own_widths(lists) == cj.merge.own_widths(SPLIT)
+
+
+def test_means_of_double_precision_are_made_in_it():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), mlp_params(0))
+        x = X.astype(jnp.float64)
+        net = Network(mlp, params, cj.trace(mlp, params, x))
+        found = cj.merge.average({"a": net, "b": net}, {}, x).params["params"]
+        np.testing.assert_array_equal(found["shared"]["b"], params["b"])
+        np.testing.assert_array_equal(found["reads"]["a"]["d"], params["d"])
+        assert found["shared"]["b"].dtype == found["reads"]["a"]["d"].dtype == x.dtype
+
+
+def leaky(slope: float) -> Any:
+    return lambda p, x: jax.nn.leaky_relu(x @ p["a"], slope) @ p["b"]
+
+
+def shifted(mean: Any) -> Any:
+    return lambda p, x: jax.nn.relu((x - mean) @ p["a"]) @ p["b"]
+
+
+def centred(axis: int) -> Any:
+    return lambda p, x: jax.nn.relu((x - x.mean(axis, keepdims=True)) @ p["a"]) @ p["b"]
+
+
+def turned(back: bool) -> Any:
+    def apply(p: Any, x: Any) -> Any:
+        h, g = x @ p["a"], jnp.sin(x) @ p["a"]
+        return (h - g if back else g - h) @ p["b"]
+
+    return apply
+
+
+CONSTANT = np.arange(5, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "said"),
+    [
+        (leaky, (0.01, 0.3), r"test_merge.py:\d+ .*with 0.01 against 0.3"),
+        (shifted, (CONSTANT, CONSTANT + (CONSTANT > 3)), r"4.0 \(entry \[4\].*5.0"),
+        (centred, (0, 1), r"axes=\(0,\) against axes=\(1,\)"),
+        (turned, (True, False), "one operand against another"),
+    ],
+)
+def test_functions_differ_only_where_nothing_is_shared(make, values, said):
+    """The shared side is computed as the first of those that share does."""
+    networks = {}
+    for i, value in enumerate(values):
+        params = {"a": normal(i, 5, 8), "b": normal(9 + i, 8, 3)}
+        apply = make(value)
+        networks["pq"[i]] = Network(apply, params, cj.trace(apply, params, X))
+    with pytest.raises(MismatchError, match=said):
+        cj.merge.average(networks, {}, X)
+    networks["r"] = networks["q"]._replace(apply=make(copy.copy(values[1])))
+    own, stay = np.full(8, OWN), np.arange(8)
+    for those in (own, stay):
+        sharing = {"a:1": {"p": own, "q": those, "r": those}}
+        merged = cj.merge.average(networks, sharing, X)
+        for name, y in merged.apply(merged.params, X).items():
+            alike(y, networks[name].apply(networks[name].params, X))
 
 
 def test_attention_is_shared_whole_or_not_at_all():

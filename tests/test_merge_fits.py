@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from nets import NETS
 from test_merge import SPLIT, X, check_each_as_it_was, mlp, mlps, normal, rescaled
 
 import cutjax as cj
+from cutjax.errors import DataError
 from cutjax.merge import Network
 from cutjax.merge.merged import answers
 
@@ -106,6 +108,22 @@ def test_least_squares_comes_closer_than_the_average(name):
         return total
 
     assert wrong(fitted) < wrong(average)
+
+
+@pytest.mark.parametrize("fit", ["least_squares", "mtz", "repair"])
+def test_a_smaller_last_batch_is_left_out(fit):
+    networks, (a, b) = mlps(3, 4), normal(7, 2, 16, 5)
+    fitted = partial(getattr(cj.merge, fit), networks, SPLIT, progress=False)
+    found, want = fitted([a, b, a[:7]]), fitted([a, b])
+    jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
+    with pytest.raises(DataError, match="first batch is empty"):
+        fitted([a[:0]])
+
+
+def test_a_damping_is_above_0():
+    for fit in (cj.merge.least_squares, cj.merge.mtz):
+        with pytest.raises(DataError, match=r"damping=-1.0: give a number above 0"):
+            fit(mlps(3, 4), {}, [X], damping=-1.0, progress=False)
 
 
 @pytest.mark.parametrize("name", ["interpolated", "lstm"])

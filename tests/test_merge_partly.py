@@ -16,7 +16,7 @@ from test_merge import normal
 
 import cutjax as cj
 from cutjax.dims import leaves
-from cutjax.errors import KeepError
+from cutjax.errors import DataError, KeepError
 from cutjax.merge import OWN, Network, whole_groups
 from cutjax.merge.merged import unpacked
 from cutjax.merge.whole import DEAD
@@ -101,6 +101,8 @@ def test_pam_shares_whole_what_must_be_and_types_the_rest():
     assert set(merged.apply(merged.params, x)) == {"a", "b"}
     with pytest.raises(KeepError, match="'a:2' cannot be shared in part: an array"):
         cj.merge.pam(networks, scores, [x], exclusive={"a:2": 1}, progress=False)
+    with pytest.raises(DataError, match="no scores of 'b'; known: 'a'"):
+        cj.merge.pam(networks, {"a": scores["a"]}, alpha=0.1, progress=False)
 
 
 def test_pam_says_so_where_nothing_can_be_shared_in_part():

@@ -152,6 +152,15 @@ def test_networks_count_alike_however_much_data_there_is():
     np.testing.assert_allclose(once, often, atol=1e-4)
 
 
+def test_a_smaller_last_batch_is_left_out():
+    nets, data = dense_networks()
+    more = {**data, "two": [*data["two"], data["two"][0][:9]]}
+    found, want = (cj.merge.tied(nets, {}, d, progress=False) for d in (more, data))
+    jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
+    with pytest.raises(CutjaxError, match="first batch is empty"):
+        cj.merge.tied(nets, {}, {**data, "two": [data["two"][0][:0]]})
+
+
 def test_statistics_are_made_anew():
     nets, trains = networks(alike=False)
     sharing = aligned(nets)

@@ -449,6 +449,8 @@ def test_vectors_that_do_not_fit_are_refused():
         _ = arithmetic(parent, given, {"z": 1.0})
     with pytest.raises(MismatchError, match="give each of"):
         _ = cabs_masks(given, 1, 4, order=["z", "a"])
+    with pytest.raises(MismatchError, match=r"axis=5: '.*' has 4 axes"):
+        _ = cabs_masks(given, 1, 4, axis=5)
     with pytest.raises(MismatchError, match="'w' is complex"):
         _ = vectors({"w": jnp.ones(1, complex)}, {"a": {"w": jnp.ones(1, complex)}})
 

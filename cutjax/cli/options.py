@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from cutjax.cli.parent import from_parent
 from cutjax.errors import DataError
+from cutjax.recover.normal import check_damping
 from cutjax.source import Job, SourceError, from_source
 
 _EXAMPLE = "`cutjax merge one=runs/one two=runs/two`"
@@ -47,12 +48,11 @@ def checked(args: Any) -> Settings:
             "--share zip with --align weights: channels are zipped by how they "
             "respond; give --align activations, or --share permute --align weights"
         )
-    wrong = args.damping is not None and not args.damping > 0
-    if args.calibration < len(models) or wrong:
+    if args.calibration < len(models):
         raise DataError(
-            f"--calibration {args.calibration} needs an example per network or more, "
-            f"--damping {args.damping} a number above 0, or none to have it chosen"
+            f"--calibration {args.calibration} needs an example per network or more"
         )
+    check_damping(args.damping, "--damping")
     return Settings(
         models=models,
         share=args.share,

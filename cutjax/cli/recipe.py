@@ -18,6 +18,7 @@ from cutjax.metrics import accuracy, named
 from cutjax.pareto import worst_case
 from cutjax.plan import PlanInfo, plan
 from cutjax.recover import compensate, finetune, settle, teach
+from cutjax.recover.normal import check_damping
 from cutjax.saliency import saliency
 from cutjax.shrink import cut, shrink
 from cutjax.source import Job, SourceError, graph_of
@@ -73,6 +74,7 @@ def checked(args: Any) -> Settings:
             f"--finetune-epochs {args.finetune_epochs} 0 or more, --learning-rate "
             f"{args.learning_rate} a number above 0"
         )
+    check_damping(args.damping, "--damping")
     return Settings(
         tasks=args.tasks or None,
         budget=Budget(params, flops, multiple=args.multiple),

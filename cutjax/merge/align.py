@@ -56,8 +56,8 @@ def align(
 
     Raises:
         MismatchError: another architecture; names the first difference.
-        DataError: no batch, or an activation that is NaN or infinite.
-        KeepError: an unknown group or method.
+        DataError: no batch, or an activation or a weight that is NaN or infinite.
+        KeepError: an unknown group or method, or a temperature that is not above 0.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cutjax as cj
@@ -128,8 +128,8 @@ def align_all(
 
     Raises:
         MismatchError: other architectures; names the first difference.
-        DataError: no batch, or an activation that is NaN or infinite.
-        KeepError: an unknown network, group or method.
+        DataError: no batch, or an activation or a weight that is NaN or infinite.
+        KeepError: an unknown network, group or method; see `align`.
     """
     names = list(networks)
     first = reference if reference is not None else (names or ["any"])[0]
@@ -162,6 +162,8 @@ def _assign(method: str, temperature: float) -> Assign:
     }
     if method not in known:
         raise KeepError(f"no method {method!r}; {suggest(method, known)}")
+    if method == "sinkhorn" and not 0 < temperature < float("inf"):
+        raise KeepError(f"temperature={temperature}: give a number above 0")
     return known[method]
 
 

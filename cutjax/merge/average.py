@@ -177,7 +177,7 @@ def mean_of(
         axes, leaf = net.graph.axes[path], net.leaves[path]
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return narrowed(first.leaves[path], first.graph.axes[path], job.common)
-        values, ones = np.asarray(leaf, np.float32), np.ones(leaf.shape, np.float32)
+        values, ones = precise(leaf), np.ones(leaf.shape, np.float32)
         along, made = range(leaf.ndim), [a for a in range(leaf.ndim) if a not in read]
         total = total + summed(values, axes, slots[name], along)
         weight = weight + summed(ones, axes, slots[name], made)
@@ -186,12 +186,17 @@ def mean_of(
     return jnp.asarray(cut, first.leaves[path].dtype)
 
 
+def precise(leaf: Any) -> np.ndarray:
+    """An array on the host in float32, or in what is wider."""
+    return np.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def _reading(
     net: Network, slots: Slots, path: str, read: tuple[int, ...], job: Joint, name: str
 ) -> Any:
     """The part of a kernel from shared channels to a network's own."""
     axes, leaf = net.graph.axes[path], net.leaves[path]
-    whole = summed(np.array(leaf, np.float32), axes, slots, read)
+    whole = np.array(summed(precise(leaf), axes, slots, read))
     free = [group.name for group in net.graph.free]
     alone = [
         beside(axis, free) if i in read else np.ones(axis.size, bool)

@@ -84,7 +84,7 @@ def cabs_masks(
         vectors: by name; see `vectors`.
         n: how many entries of a vector stay.
         m: of how many.
-        axis: along which neighbours are counted.
+        axis: along which neighbours are counted; every array has it that has several.
         order: the names, first choice first; by default as in `vectors`. Under jit a
             dict is sorted by its keys, so give the order there.
 
@@ -94,7 +94,8 @@ def cabs_masks(
     Raises:
         BudgetError: n is not in 1 .. m, or the vectors do not fit beside each other.
         DataError: a vector that holds NaN.
-        MismatchError: no vector, vectors that differ, or an order of other names.
+        MismatchError: no vector, vectors that differ, an order of other names, or an
+            axis that there is not.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,6 +118,7 @@ def cabs_masks(
     out: dict[str, dict[str, Any]] = {name: {} for name in vectors}
     for path in found[order[0]]:
         values = [magnitude(name, path, found[name][path]) for name in order]
+        _check_axis(path, values[0].ndim, axis)
         for name, mask in zip(order, _divided(values, n, m, axis), strict=True):
             out[name][path] = mask
     return {name: filled(v, out[name]) for name, v in vectors.items()}
@@ -130,6 +132,13 @@ def _check_room(count: int, n: int, m: int) -> None:
         raise BudgetError(
             f"{count} vectors of n={n} in m={m} take {count * n} entries of a block; "
             f"{less}m={count * n} would do"
+        )
+
+
+def _check_axis(path: str, ndim: int, axis: int) -> None:
+    if ndim > 1 and not -ndim <= axis < ndim:
+        raise MismatchError(
+            f"axis={axis}: {path!r} has {ndim} axes; -2 is the input axis of kernels"
         )
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 
 from cutjax.merge.average import averaged
-from cutjax.merge.join import Parts, evaluate, joint, needed
+from cutjax.merge.join import Parts, check_shared, joint, needed
 from cutjax.merge.network import Network, Networks, bare, check_alike
+from cutjax.merge.own import evaluate
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
 
@@ -120,6 +121,7 @@ def train_apply(
         held = {i: path for i, path in updated.items() if path in parts.shared}
         more = needed(job.shared, [outvars[i] for i in held])
         job = job._replace(trunk=sorted({*job.trunk, *more}))
+        check_shared(job)
         leaves = jax.tree.leaves(inputs)
         shared, outs = evaluate(job, parts, leaves)
         found: dict[str, Any] = {}

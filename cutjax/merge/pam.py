@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cutjax.errors import KeepError
+from cutjax.errors import DataError, KeepError, suggest
 from cutjax.graph import Graph
 from cutjax.inputs import inputs_of
 from cutjax.merge.align import align_all
@@ -72,6 +72,9 @@ def pam(
         aligned.
     """
     check_alike(networks)
+    for name in networks:
+        if name not in scores:
+            raise DataError(f"no scores of {name!r}; {suggest(name, scores)}")
     first = next(iter(networks.values()))
     graph, data = first.graph, None if batches is None else list(batches)
     whole = whole_groups(first, inputs_of(data[0], graph.inputs)) if data else {}

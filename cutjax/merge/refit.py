@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cutjax.errors import DataError
-from cutjax.inputs import inputs_of
+from cutjax.errors import KeepError
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
-from cutjax.merge.join import Parts, joint, moved, operands, own_step, start
+from cutjax.merge.join import Parts, joint, start
 from cutjax.merge.kernels import (
     Env,
     bias_at,
     by_members,
     damped,
+    data_of,
     is_free,
     measure,
     put,
@@ -36,9 +36,11 @@ from cutjax.merge.kernels import (
 )
 from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
 from cutjax.merge.network import Networks, check_alike
+from cutjax.merge.own import moved, operands, own_step
 from cutjax.merge.sharing import Sharing, check
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.merge.ways import MIXING, at_width
+from cutjax.mirror import named_leaves
 from cutjax.readers import channel_axes
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, positions, read
@@ -73,9 +75,10 @@ def least_squares(
     Args:
         networks: by name, alike.
         sharing: see `average`.
-        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes, from
-            the data of all networks; labels are not looked at.
-        merged: where to start; else `average`.
+        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes (a
+            smaller last one is left out), from the data of all networks; labels are not
+            looked at.
+        merged: where to start, of this sharing; else `average`.
         damping: lambda, as a share of the mean square of the features; None chooses it
             per reader by every fourth batch.
         rows: per feature, rows that suffice; of more, evenly spread ones are taken,
@@ -86,8 +89,9 @@ def least_squares(
         The function and its parameters.
 
     Raises:
-        DataError: no data, or NaN in what a reader reads or should make.
-        KeepError: the sharing does not fit, or cannot be.
+        DataError: no data, NaN in what a reader reads or should make, or a damping that
+            is not above 0.
+        KeepError: the sharing does not fit, or cannot be, or is not that of `merged`.
         MismatchError: the networks are not of one architecture.
 
     Reference:
@@ -126,8 +130,9 @@ def mtz(
         The function and its parameters; the networks' own channels read as averaged.
 
     Raises:
-        DataError: no data, or NaN in what a reader reads or should make.
-        KeepError: the sharing does not fit, or cannot be.
+        DataError: no data, NaN in what a reader reads or should make, or a damping that
+            is not above 0.
+        KeepError: the sharing does not fit, or cannot be, or is not that of `merged`.
         MismatchError: the networks are not of one architecture.
 
     Reference:
@@ -167,7 +172,7 @@ def repair(
 
     Raises:
         DataError: no data, or NaN in what a reader reads or should make.
-        KeepError: the sharing does not fit, or cannot be.
+        KeepError: the sharing does not fit, or cannot be, or is not that of `merged`.
         MismatchError: the networks are not of one architecture.
 
     Reference:
@@ -190,15 +195,14 @@ def _refitted(
     check_alike(networks)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
-    inputs = [inputs_of(batch, graph.inputs) for batch in batches]
-    if not inputs:
-        raise DataError("no data to merge by; pass batches of (x, ...)")
+    inputs = data_of(batches, graph.inputs, "no data to merge by")
     both = joint(networks, sharing, inputs[0])
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}
     job = Job(both, full, wanted, rows, way)
-    parts = unpacked(merged.params, networks) if merged else None
-    parts = parts or averaged(networks, both)
+    parts = averaged(networks, both)
+    if merged:
+        parts = _checked(unpacked(merged.params, networks), parts)
     held = [_begin(job, parts, networks, x) for x in inputs]
     steps = range(len(both.shared.frame.jaxpr.eqns))
     dying = [eager.last_uses(prog) for prog in _programs(job)]
@@ -216,6 +220,23 @@ def _refitted(
                 for var in last.get(index, ()):
                     env.pop(var, None)
     return Merged(merged_apply(networks, sharing), packed(parts))
+
+
+def _checked(parts: Parts, like: Parts) -> Parts:
+    """Where to start, if it is of the sharing.
+
+    Raises:
+        KeepError: it is not; names the first parameter that is missing or differs.
+    """
+    found, wanted = (named_leaves(packed(p)) for p in (parts, like))
+    for path, leaf in wanted.items():
+        has = list(jnp.shape(found[path])) if path in found else "missing"
+        if has != list(leaf.shape):
+            raise KeepError(
+                f"`merged` is of another sharing: {path!r} is {has}, not "
+                f"{list(leaf.shape)}; pass what was merged by this one"
+            )
+    return parts
 
 
 def _programs(job: Job) -> list[Program]:

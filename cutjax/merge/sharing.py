@@ -19,9 +19,9 @@ from cutjax.merge.permute import Permutation, check_permutation, inverse
 
 OWN, DROPPED = -1, -2
 
-Sharing: TypeAlias = Mapping[str, Mapping[str, Int[np.ndarray, "_"]]]
+Sharing: TypeAlias = Mapping[str, Mapping[str, Int[np.ndarray, "_"] | list[int]]]
 """`sharing[group][network]`: int[n], the shared channel of each channel, or OWN, or
-DROPPED."""
+DROPPED; in an array, or in a list as read from JSON."""
 
 
 def check(
@@ -117,7 +117,7 @@ def until(
     names: Sequence[str],
     sharing: Sharing,
     shared: Collection[str] | str,
-) -> dict[str, Mapping[str, Int[np.ndarray, "_"]]]:
+) -> dict[str, dict[str, Int[np.ndarray, "_"]]]:
     """Share some groups only; all others stay with their networks.
 
     Args:
@@ -141,7 +141,11 @@ def until(
         [-1, -1, -1]
     """
     stay = {graph[name].name for name in several(shared)}
-    out = {name: found for name, found in sharing.items() if name in stay}
+    out = {
+        name: {n: np.asarray(slots) for n, slots in found.items()}
+        for name, found in sharing.items()
+        if name in stay
+    }
     for group in graph.free:
         if group.name not in stay:
             out[group.name] = {n: np.full(group.size, OWN) for n in names}
@@ -182,7 +186,7 @@ def own_widths(sharing: Sharing) -> dict[str, dict[str, int]]:
         {'g': {'one': 2, 'two': 0}}
     """
     return {
-        name: {network: int((slots == OWN).sum()) for network, slots in found.items()}
+        name: {n: int((np.asarray(slots) == OWN).sum()) for n, slots in found.items()}
         for name, found in sharing.items()
     }
 

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.merge.correlated import Correlated, Cross, crossed
 from cutjax.merge.listen import Unit
 from cutjax.merge.moments import Moments
 from cutjax.merge.permute import Permutation
 from cutjax.merge.scaled import added, normalised
+from cutjax.merge.structure import movable
 from cutjax.merge.terms import Objective
 from cutjax.merge.weights import Weights
 from cutjax.mirror import named_leaves
@@ -32,8 +35,14 @@ def by_weights(
         networks: parameters by name.
         free: the groups that may be reordered.
         asked: those of them to be matched.
+
+    Raises:
+        DataError: a parameter that they are matched by is NaN or infinite.
     """
-    leaves = {name: normalised(named_leaves(net)) for name, net in networks.items()}
+    held = {name: named_leaves(net) for name, net in networks.items()}
+    for name, found in held.items():
+        _check_finite(graph, found, name, asked)
+    leaves = {name: normalised(found) for name, found in held.items()}
 
     def side(
         others: Sequence[str], name: str, orders: Mapping[str, Permutation]
@@ -42,6 +51,20 @@ def by_weights(
         return Weights(graph, total, leaves[name], free, asked)
 
     return side
+
+
+def _check_finite(
+    graph: Graph, leaves: Mapping[str, Any], name: str, asked: frozenset[str]
+) -> None:
+    for path, axes in graph.axes.items():
+        leaf = leaves[path]
+        if any(movable(axis, asked) for axis in axes) and _is_broken(leaf):
+            raise DataError(f"{path!r} of network {name!r} is NaN or infinite")
+
+
+def _is_broken(leaf: Any) -> bool:
+    floats = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    return floats and not np.isfinite(np.asarray(leaf)).all()
 
 
 def by_activations(

@@ -25,7 +25,7 @@ def shared_keep(graph: Graph, sharing: Sharing) -> dict[str, Bool[np.ndarray, "_
     keep = {}
     for name, found in sharing.items():
         keep[name] = np.zeros(graph[name].size, bool)
-        for slots in found.values():
+        for slots in map(np.asarray, found.values()):
             keep[name][slots[slots >= 0]] = True
     return keep
 

@@ -44,8 +44,9 @@ def tied(
         networks: by name, of one architecture; what is pinned may differ.
         sharing: see `average`; a group is shared one to one or not at all, as
             `from_permutations` and `until` make it.
-        batches: by network, `(x, ...)` of its calibration data, or bare inputs; all
-            networks count alike, however much data there is of each.
+        batches: by network, `(x, ...)` of its calibration data, or bare inputs, of
+            equal sizes (a smaller last one is left out); all networks count alike,
+            however much data there is of each.
         lockstep: fit what the tied networks themselves read, refitted upstream, and
             each network's own kernels as well; else what the networks read when they
             were apart (MTZ).
@@ -59,7 +60,8 @@ def tied(
         given, and its parameters; inputs are one array, or a tuple of several.
 
     Raises:
-        DataError: a network without data, or NaN in what a reader reads or makes.
+        DataError: a network without data, NaN in what a reader reads or makes, or a
+            damping that is not above 0.
         KeepError: the sharing does not fit, or shares a group in part.
         MismatchError: the networks are not of one architecture.
 
@@ -87,7 +89,8 @@ def tied(
         name: net._replace(params=permute(net.params, net.graph, orders[name]))
         for name, net in networks.items()
     }
-    apart = {name for name, found in sharing.items() if (found[names[0]] == OWN).all()}
+    first = {group: np.asarray(found[names[0]]) for group, found in sharing.items()}
+    apart = {group for group, slots in first.items() if (slots == OWN).all()}
     shared = {group.name for group in graph.free} - apart
     parts = tie(moved, shared, batches, lockstep, damping, rows, progress)
     return Merged(_apply(networks), packed(parts))

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cutjax.errors import DataError
-from cutjax.inputs import inputs_of
 from cutjax.merge import eager
-from cutjax.merge.average import kernel_of
+from cutjax.merge.average import kernel_of, precise
 from cutjax.merge.crossed import channels_of
-from cutjax.merge.join import Parts, same_program, start
+from cutjax.merge.join import Parts, start
 from cutjax.merge.kernels import (
     Env,
     Solve,
     bias_at,
     damped,
+    data_of,
     is_free,
     measure,
     put,
@@ -28,6 +27,7 @@ from cutjax.merge.kernels import (
     sound,
 )
 from cutjax.merge.network import Network, Networks
+from cutjax.merge.same import same_program
 from cutjax.recover import normal
 from cutjax.recover.normal import Moments
 from cutjax.recover.program import Program, positions, program
@@ -81,9 +81,7 @@ def tie(
         same_program(first.prog, side.prog, (one, name))
     common = _common(sides, shared)
     for index, path in common.items():
-        mean = np.mean(
-            [np.asarray(s.leaves[path], np.float32) for s in sides.values()], 0
-        )
+        mean = np.mean([precise(side.leaves[path]) for side in sides.values()], 0)
         for side in sides.values():
             leaf = jnp.asarray(mean, side.leaves[path].dtype)
             _write(side, index, {**side.leaves, path: leaf})
@@ -111,9 +109,7 @@ def tie(
 
 
 def _side(net: Network, name: str, batches: Batches) -> Side:
-    given = [inputs_of(batch, net.graph.inputs) for batch in batches.get(name, ())]
-    if not given:
-        raise DataError(f"no data of {name!r}; pass {{{name!r}: batches of (x, ...)}}")
+    given = data_of(batches.get(name, ()), net.graph.inputs, f"no data of {name!r}")
     prog, leaves = program(net.apply, net.graph, {}, given[0]), net.leaves
     flat = [[jnp.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in given]
     first, now = ([start(prog, leaves, x) for x in flat] for _ in range(2))

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from cutjax.graph import Graph
+from cutjax.recover.normal import check_damping
 from cutjax.recover.refit import Fit, way_of
 from cutjax.recover.walk import recovered
 
@@ -70,7 +71,8 @@ def compensate(
         running means) that follow them are new, all else is as cut.
 
     Raises:
-        DataError: no calibration data, or NaN in what a reader sees.
+        DataError: no calibration data, NaN in what a reader sees, or a damping that is
+            not above 0.
         KeepError: the keep does not fit the graph.
 
     Warns:
@@ -81,6 +83,7 @@ def compensate(
         Channel pruning by least squares: He et al., ICCV 2017, eq. 2 and section 3.3;
         here in lockstep.
     """
+    check_damping(damping)
     return recovered(
         *(apply, params, graph, keep, batches),
         lambda stop, number: way_of(stop, number, most_features, rows),

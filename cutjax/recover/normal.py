@@ -13,9 +13,27 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
+from cutjax.errors import DataError
+
 Blocks = Float[np.ndarray, "g f m"]
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def check_damping(damping: float | None, name: str = "damping") -> None:
+    """Check a ridge that someone asked for.
+
+    Args:
+        damping: as a share of the mean square of the features; None to have it chosen.
+        name: what the error calls it.
+
+    Raises:
+        DataError: it is not a number above 0.
+    """
+    if damping is not None and not 0 < damping < np.inf:
+        raise DataError(
+            f"{name}={damping}: give a number above 0, or none to have it chosen"
+        )
 
 
 class Moments(NamedTuple):
