@@ -116,7 +116,7 @@ def test_a_smaller_last_batch_is_left_out(fit):
     fitted = partial(getattr(cj.merge, fit), networks, SPLIT, progress=False)
     found, want = fitted([a, b, a[:7]]), fitted([a, b])
     jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
-    with pytest.raises(DataError, match="first batch is empty"):
+    with pytest.raises(DataError, match="batches of no examples"):
         fitted([a[:0]])
 
 

@@ -157,7 +157,7 @@ def test_a_smaller_last_batch_is_left_out():
     more = {**data, "two": [*data["two"], data["two"][0][:9]]}
     found, want = (cj.merge.tied(nets, {}, d, progress=False) for d in (more, data))
     jax.tree.map(np.testing.assert_array_equal, found.params, want.params)
-    with pytest.raises(CutjaxError, match="first batch is empty"):
+    with pytest.raises(CutjaxError, match="batches of no examples"):
         cj.merge.tied(nets, {}, {**data, "two": [data["two"][0][:0]]})
 
 

@@ -1,6 +1,6 @@
 """What a refitted kernel is fitted to and by, and where it is written."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax.errors import DataError
-from cutjax.inputs import equal_inputs
 from cutjax.recover import normal
 from cutjax.recover.follow import bias_of, reach_of
 from cutjax.recover.normal import Moments
@@ -28,20 +27,6 @@ Env = dict[Any, Any]
 Solve = Callable[[Sequence[Moments], np.ndarray, bool], normal.Solution]
 
 measure = jax.jit(normal.moments)
-
-
-def data_of(
-    batches: Iterable[Any], traced: Sequence[str], empty: str
-) -> list[tuple[Any, ...]]:
-    """The inputs of all batches as large as the first, see `equal_inputs`.
-
-    Raises:
-        DataError: no batches, or a first one without an example.
-    """
-    found = equal_inputs(batches, traced, empty=empty)
-    if not len(jax.tree.leaves(found[0])[0]):
-        raise DataError(f"{empty}: the first batch is empty; pass batches of (x, ...)")
-    return found
 
 
 def by_members(

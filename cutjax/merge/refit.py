@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.errors import KeepError
+from cutjax.inputs import equal_inputs
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
 from cutjax.merge.join import Parts, joint, start
@@ -24,7 +25,6 @@ from cutjax.merge.kernels import (
     bias_at,
     by_members,
     damped,
-    data_of,
     is_free,
     measure,
     put,
@@ -75,9 +75,8 @@ def least_squares(
     Args:
         networks: by name, alike.
         sharing: see `average`.
-        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes (a
-            smaller last one is left out), from the data of all networks; labels are not
-            looked at.
+        batches: `(x, ...)` of calibration data, or bare inputs, of equal sizes (others
+            are left out), from the data of all networks; labels are not looked at.
         merged: where to start, of this sharing; else `average`.
         damping: lambda, as a share of the mean square of the features; None chooses it
             per reader by every fourth batch.
@@ -195,7 +194,7 @@ def _refitted(
     check_alike(networks)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
-    inputs = data_of(batches, graph.inputs, "no data to merge by")
+    inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")
     both = joint(networks, sharing, inputs[0])
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}

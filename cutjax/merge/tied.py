@@ -45,7 +45,7 @@ def tied(
         sharing: see `average`; a group is shared one to one or not at all, as
             `from_permutations` and `until` make it.
         batches: by network, `(x, ...)` of its calibration data, or bare inputs, of
-            equal sizes (a smaller last one is left out); all networks count alike,
+            equal sizes (others are left out); all networks count alike,
             however much data there is of each.
         lockstep: fit what the tied networks themselves read, refitted upstream, and
             each network's own kernels as well; else what the networks read when they

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from cutjax.inputs import equal_inputs
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of, precise
 from cutjax.merge.crossed import channels_of
@@ -17,7 +18,6 @@ from cutjax.merge.kernels import (
     Solve,
     bias_at,
     damped,
-    data_of,
     is_free,
     measure,
     put,
@@ -109,7 +109,8 @@ def tie(
 
 
 def _side(net: Network, name: str, batches: Batches) -> Side:
-    given = data_of(batches.get(name, ()), net.graph.inputs, f"no data of {name!r}")
+    found, empty = batches.get(name, ()), f"no data of {name!r}"
+    given = equal_inputs(found, net.graph.inputs, empty=empty)
     prog, leaves = program(net.apply, net.graph, {}, given[0]), net.leaves
     flat = [[jnp.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in given]
     first, now = ([start(prog, leaves, x) for x in flat] for _ in range(2))
