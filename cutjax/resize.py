@@ -18,7 +18,6 @@ from cutjax._compat import Literal, bind, scope_of, user_line
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.errors import KeepError
 from cutjax.rules.base import RULES, Value, counts
-from cutjax.rules.constants import on_the_host
 from cutjax.told import pin_constants
 from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
 from cutjax.walk import Frame, Site, Walker, line_of
@@ -102,10 +101,13 @@ class Kept:
 
 
 def _taken(const: Any, at: np.ndarray, axis: int) -> Any:
-    """Some of an array: where it is known now, or the next trace would see a gather."""
-    if on_the_host(const):
-        return np.take(np.asarray(const), at, axis)
-    return jax.numpy.take(const, at, axis)
+    """Some of an array: now, if it is known, or the next trace would see a gather."""
+    if isinstance(const, jax.core.Tracer):
+        return jax.numpy.take(const, at, axis)
+    if not isinstance(const, jax.Array):
+        return np.take(const, at, axis)
+    with jax.ensure_compile_time_eval():
+        return jax.numpy.take(const, at, axis)
 
 
 def _pieces(var: Var, mask: np.ndarray) -> Sequence[Any] | None:
