@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool
 
 import cutjax.rules  # noqa: F401  (fills the table of rules)
@@ -102,7 +103,7 @@ class Kept:
 
 def _taken(const: Any, at: np.ndarray, axis: int) -> Any:
     """Some of an array: now, if it is known, or the next trace would see a gather."""
-    if isinstance(const, jax.core.Tracer):
+    if isinstance(const, Tracer):
         return jax.numpy.take(const, at, axis)
     if not isinstance(const, jax.Array):
         return np.take(const, at, axis)
