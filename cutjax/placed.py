@@ -19,8 +19,8 @@ def automatic(sharding: Any) -> Any:
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("data",))
-        >>> automatic(mesh).spec
-        PartitionSpec(('data',),)
+        >>> automatic(mesh).spec == PartitionSpec(('data',))
+        True
     """
     if isinstance(sharding, Mesh):
         sharding = NamedSharding(sharding, PartitionSpec(sharding.axis_names))

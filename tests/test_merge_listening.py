@@ -15,7 +15,7 @@ from test_merge import alike, rescaled
 
 import cutjax as cj
 from cutjax.errors import KeepError
-from cutjax.merge import DROPPED, OWN, Network, join, whole_groups
+from cutjax.merge import DROPPED, OWN, Network, join, own, whole_groups
 from cutjax.merge.merged import answers
 from cutjax.merge.ways import ALONE, TAKEN
 
@@ -81,13 +81,13 @@ def test_a_network_reads_what_is_shared_and_its_own(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "what", "broken"),
+    ("name", "at", "what", "broken"),
     [
-        ("option_a", "way_of", lambda *_: ALONE),  # nothing shared is read
-        ("convnext", "summands", lambda shared, own, picked: own),  # nor summed
+        ("option_a", join, "way_of", lambda *_: ALONE),  # nothing shared is read
+        ("convnext", own, "summands", lambda shared, own, picked: own),  # nor summed
     ],
 )
-def test_saboteur_a_network_reads_its_own_alone(name, what, broken, monkeypatch):
-    monkeypatch.setattr(join, what, broken)
+def test_saboteur_a_network_reads_its_own_alone(name, at, what, broken, monkeypatch):
+    monkeypatch.setattr(at, what, broken)
     with pytest.raises(AssertionError):
         check(cj.merge.average, NETS[name](), 0)

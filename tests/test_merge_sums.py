@@ -13,7 +13,7 @@ from laws.tools import run
 from test_merge import normal
 
 import cutjax as cj
-from cutjax.merge import DROPPED, OWN, Network, join
+from cutjax.merge import DROPPED, OWN, Network, own
 
 
 def layer_norm(h: Any) -> Any:
@@ -100,7 +100,7 @@ def test_a_norm_is_over_all_channels_of_a_network(norm, case):
     ],
 )
 def test_a_norm_over_less_is_found_out(monkeypatch, name, broken):
-    monkeypatch.setattr(join, name, broken)
+    monkeypatch.setattr(own, name, broken)
     with pytest.raises(AssertionError):
         check_norm(layer_norm, "several in one")
 
