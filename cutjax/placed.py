@@ -7,6 +7,7 @@ to say where its result lies. What runs here leaves that to the compiler.
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -31,6 +32,12 @@ def automatic(sharding: Any) -> Any:
     return NamedSharding(
         Mesh(mesh.devices, mesh.axis_names, axis_types=kinds), sharding.spec
     )
+
+
+def divided(tree: Any, sharding: Any) -> Any:
+    """Arrays over devices; numbers and random keys, which have no axis, as they are."""
+    where = automatic(sharding)
+    return jax.tree.map(lambda a: jax.device_put(a, where) if np.ndim(a) else a, tree)
 
 
 def relaxed(tree: Any) -> Any:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cutjax.errors import DataError, suggest
 from cutjax.graph import Graph
 from cutjax.inputs import examples
-from cutjax.placed import automatic, relaxed
+from cutjax.placed import automatic, divided, relaxed
 
 Loss = Callable[[Any, Any], Any]
 Batch = tuple[Any, Mapping[str, Any]]
@@ -64,8 +64,7 @@ def padded(
         inputs, targets = jax.tree.map(partial(_pad, more=size - n), (inputs, targets))
         weights = (np.arange(size) < n).astype(np.float32)
         if sharding is not None:
-            put = partial(_put, sharding=sharding)
-            inputs, targets = jax.tree.map(put, (inputs, targets))
+            inputs, targets = divided((inputs, targets), sharding)
         yield inputs, targets, weights
     if size == 0:
         raise DataError(
@@ -125,10 +124,6 @@ def _end_to_end(*parts: Any) -> Any:
 
 def _slice(a: Any, start: int, n: int) -> Any:
     return a[start : start + n] if np.ndim(a) else a
-
-
-def _put(a: Any, sharding: Any) -> Any:
-    return jax.device_put(a, sharding) if np.ndim(a) else a
 
 
 def _pad(a: Any, more: int) -> Any:
