@@ -26,7 +26,7 @@ every = pytest.mark.parametrize("name", list(NETS), scope="module")
 
 
 def third(first: int) -> pytest.MarkDecorator:
-    nets = by_turns(NETS, 3, first)
+    nets = by_turns(NETS, 4, first)
     return pytest.mark.parametrize("name", nets, scope="module")
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from nets import NETS
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax.saliency.criterion import Problem
@@ -89,7 +90,7 @@ def test_no_warning_without_reason(apply):
     assert may_mix(apply, P, (X,)) == (apply is not noisy)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", by_turns(NETS, 4))
 def test_no_warning_of_nets_in_inference(name):
     net = NETS[name]()
     if len({len(a) for a in jax.tree.leaves(net.inputs) if np.ndim(a)}) > 1:
