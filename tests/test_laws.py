@@ -25,7 +25,7 @@ STATISTIC = (
 every = pytest.mark.parametrize("name", list(NETS), scope="module")
 
 
-def third(first: int) -> pytest.MarkDecorator:
+def fourth(first: int) -> pytest.MarkDecorator:
     nets = by_turns(NETS, 4, first)
     return pytest.mark.parametrize("name", nets, scope="module")
 
@@ -90,7 +90,7 @@ def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
 
-@third(0)
+@fourth(0)
 def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     if not NETS[name]().true_derivative:
         pytest.skip("the activation's derivative is not its slope")
@@ -115,24 +115,24 @@ def test_two_batches_compile_once(name: str) -> None:
     laws.check_compiles_once(CJ, NETS[name](), 0)
 
 
-@third(1)
+@fourth(1)
 def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 
 
-@third(1)
+@fourth(1)
 def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
     laws.check_grad(CJ, NETS[name](), 0)
 
 
-@third(2)
+@fourth(2)
 def test_vmap_of_the_small_function(name: str) -> None:
     laws.check_vmap(CJ, NETS[name](), 0)
 
 
-@third(1)
+@fourth(1)
 def test_second_cut(name: str) -> None:
     laws.check_second_cut(CJ, NETS[name](), 0)
 
