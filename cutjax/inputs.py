@@ -35,7 +35,7 @@ def inputs_of(batch: Any, traced: Sequence[str] = ()) -> tuple[Any, ...]:
         >>> inputs_of(("x", "label")), inputs_of((("ids", "mask"), "label"))
         (('x',), ('ids', 'mask'))
     """
-    batch = told(batch, traced)
+    batch = _told(batch, traced)
     x = batch[0] if isinstance(batch, tuple) else batch
     found = x if isinstance(x, tuple) else (x,)
     if isinstance(batch, tuple) and len(jax.tree.leaves(found)) < len(traced):
@@ -119,7 +119,7 @@ def _check_alike(found: Mapping[int, tuple[Any, ...]]) -> None:
                 )
 
 
-def told(batch: Any, traced: Sequence[str] = ()) -> Any:
+def _told(batch: Any, traced: Sequence[str]) -> Any:
     """A batch as it is; for a list the tuple `(x, ...)` or `(input,)` it stands for.
 
     Raises:

@@ -36,8 +36,11 @@ def automatic(sharding: Any) -> Any:
 
 def divided(tree: Any, sharding: Any) -> Any:
     """Arrays over devices; numbers and random keys, which have no axis, as they are."""
-    where = automatic(sharding)
-    return jax.tree.map(lambda a: jax.device_put(a, where) if np.ndim(a) else a, tree)
+
+    def put(a: Any) -> Any:
+        return jax.device_put(a, sharding) if np.ndim(a) else a
+
+    return jax.tree.map(put, tree)
 
 
 def relaxed(tree: Any) -> Any:

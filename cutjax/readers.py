@@ -27,6 +27,14 @@ def is_linear(reader: Reader) -> bool:
     return not p["dimension_numbers"][1][0]
 
 
+def hears(reader: Reader) -> bool:
+    """Whether activations can be taken out here: of data, in no loop, in no mean."""
+    site = reader.site
+    if site.looped:
+        return False
+    return site.summed is None or (reader.ins[site.at].data and not site.summed.mean)
+
+
 def is_conv(reader: Reader) -> bool:
     """Whether the reader is a convolution."""
     return "window_strides" in reader.eqn.params

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from cutjax.dims import Axis, Fixed, Leaf
 from cutjax.graph import Graph
 from cutjax.merge.blocks import Block, blocks
+from cutjax.readers import hears
 from cutjax.resize import Kept, Reader, Run, freeze
 from cutjax.shrink import rewrite
 
@@ -60,8 +61,7 @@ def _note(
     grids: bool,
 ) -> None:
     site = reader.site
-    unseen = site.summed is not None and not reader.ins[site.at].data
-    if site.looped or unseen or (site.summed is not None and site.summed.mean):
+    if not hears(reader):
         return
 
     def label(var: Any) -> Axis:

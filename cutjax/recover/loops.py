@@ -28,16 +28,14 @@ class Loop(NamedTuple):
     """A scan that does the same in every step.
 
     `index`: its equation, of `steps` steps; `varies` are those of its operands that are
-    carried or scanned over. `prog`: one step, a function of all
-    parameters and then of data: the operands numbered in `given`, what is `carried` (so
-    many values), and what is scanned over.
+    carried or scanned over. `prog`: one step, a function of all parameters and then of
+    data: the operands numbered in `given`, and what varies.
     """
 
     index: int
     steps: int
     prog: Program
     given: tuple[int, ...]
-    carried: int
     varies: tuple[Any, ...]
 
 
@@ -93,4 +91,4 @@ def _loop(prog: Program, index: int) -> Loop:
     frame = Walker("pin").run(jaxpr, ins)
     inner = of_frame(frame, prog.evaluator, prog.paths, prog.groups)
     varies = tuple(a for a in eqn.invars[consts:] if not isinstance(a, Literal))
-    return Loop(index, eqn.params["length"], inner, given, carried, varies)
+    return Loop(index, eqn.params["length"], inner, given, varies)

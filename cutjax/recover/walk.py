@@ -15,7 +15,7 @@ from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
 from cutjax.mirror import named_leaves
-from cutjax.placed import divided, is_spread, relaxed
+from cutjax.placed import automatic, divided, is_spread, relaxed
 from cutjax.recover import judge, normal
 from cutjax.recover.ahead import ahead
 from cutjax.recover.lockstep import Halt, Pair, halts_of, passing, segment
@@ -239,7 +239,8 @@ def _inputs(
     equal = equal_inputs(batches, graph.inputs, empty="the calibration data is empty")
     if sharding is None:
         return equal
-    return [divided(x, sharding) for x in equal]
+    where = automatic(sharding)
+    return [divided(x, where) for x in equal]
 
 
 def _start(prog: Program, inputs: tuple[Any, ...]) -> dict[Any, Pair]:

@@ -169,14 +169,24 @@ def _all(frame: Any, atoms: Sequence[Any], deep: int) -> list[np.ndarray] | None
 
 
 def _given(frame: Any, var: Any, deep: int) -> np.ndarray | None:
-    """The value of an input of a body: what it is called with, the same every time."""
+    """The value of an input of a body."""
+    found = given(frame, var)
+    return None if found is None else folded(*found, deep)
+
+
+def given(frame: Any, var: Any) -> tuple[Any, Any] | None:
+    """What an input of a body is called with, if that is the same every time.
+
+    Returns:
+        The frame outside, and the operand there.
+    """
     if frame.outer is None:
         return None
     outer, index = frame.outer
     eqn = outer.jaxpr.eqns[index]
-    at = [given is var for given in frame.jaxpr.invars].index(True)
+    at = [one is var for one in frame.jaxpr.invars].index(True)
     if eqn.primitive is jax.lax.cond_p:
-        return folded(outer, eqn.invars[1 + at], deep)
+        return outer, eqn.invars[1 + at]
     if eqn.primitive is SHARDED:
         # Of one shape with the whole, a shard is the whole.
         fixed = shape_of(eqn.invars[at]) == shape_of(var)
@@ -184,4 +194,4 @@ def _given(frame: Any, var: Any, deep: int) -> np.ndarray | None:
         fixed = at < scan_counts(eqn.params)[0]
     else:
         fixed = eqn.primitive in ONCE
-    return folded(outer, eqn.invars[at], deep) if fixed else None
+    return (outer, eqn.invars[at]) if fixed else None

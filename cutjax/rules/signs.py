@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cutjax._compat import Literal, primitive, scan_counts
-from cutjax.rules.constants import ONCE
+from cutjax._compat import Literal, primitive
+from cutjax.rules.constants import ONCE, given
 
 DEEP = 64
 """Equations that are followed back."""
@@ -53,8 +53,8 @@ def nonnegative(frame: Any, atom: Any) -> bool:
 def _known(frame: Any, var: Any, deep: int, known: Callable[..., bool]) -> bool:
     index = frame.makers.get(var)
     if index is None:
-        given = _given(frame, var)
-        return given is not None and known(*given, deep)
+        outside = None if var in frame.jaxpr.constvars else given(frame, var)
+        return outside is not None and known(*outside, deep)
     eqn = frame.jaxpr.eqns[index]
     if eqn.primitive in ONCE and index in frame.subs:
         (body,) = frame.subs[index]
@@ -76,17 +76,3 @@ def _is_square(eqn: Any) -> bool:
     if eqn.primitive is jax.lax.integer_pow_p:
         return eqn.params["y"] % 2 == 0
     return eqn.primitive is jax.lax.mul_p and eqn.invars[0] is eqn.invars[1]
-
-
-def _given(frame: Any, var: Any) -> tuple[Any, Any] | None:
-    """The frame and operand that an input of a body is, the same every time."""
-    if frame.outer is None or var in frame.jaxpr.constvars:
-        return None
-    outer, index = frame.outer
-    eqn = outer.jaxpr.eqns[index]
-    at = [given is var for given in frame.jaxpr.invars].index(True)
-    if eqn.primitive is jax.lax.scan_p:
-        fixed = at < scan_counts(eqn.params)[0]
-    else:
-        fixed = eqn.primitive in ONCE
-    return (outer, eqn.invars[at]) if fixed else None

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 from cutjax.dims import Axis, Fixed, Leaf, Product, channels
 from cutjax.gate import gated_operand
 from cutjax.graph import Graph
-from cutjax.readers import channel_axes, is_linear, kernel_matrix, out_axes, rows
+from cutjax.readers import channel_axes, hears, is_linear, kernel_matrix, out_axes, rows
 from cutjax.resize import Hook, Kept, Reader, Run, freeze
 from cutjax.unify import leaf_vars
 
@@ -67,8 +67,7 @@ def tap(
 def _note(tapped: Tapped, kept: Kept, reader: Reader, operand: Any, free) -> None:
     """Note the channels of an operand, one entry per axis that holds a group."""
     site = reader.site
-    unseen = site.summed is not None and not reader.ins[site.at].data
-    if site.looped or unseen or (site.summed is not None and site.summed.mean):
+    if not hears(reader):
         return
     for axis in site.axes:
         var = reader.ins[site.at].dims[axis]
