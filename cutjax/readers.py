@@ -6,6 +6,7 @@ of the activation, features its contracted channels (times the window of a convo
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -73,3 +74,25 @@ def kernel_matrix(reader: Reader, kernel: Float[Array, "..."]) -> Float[Array, "
         return moved.reshape(-1, *moved.shape[-2:])
     moved = jnp.moveaxis(kernel, channels, range(len(channels)))
     return moved.reshape(1, math.prod(kernel.shape[a] for a in channels), -1)
+
+
+def energy(
+    reader: Reader, values: Float[Array, "..."], kernel: Float[Array, "..."]
+) -> Float[Array, "p"]:
+    """The squared length of what is read for each row of what a reader makes."""
+    axes = channel_axes(reader, reader.site.at)
+    squares = jnp.sum(jnp.square(values.astype(jnp.float32)), axes, keepdims=True)
+    if not is_conv(reader):
+        return squares.reshape(-1)
+    p = reader.eqn.params
+    numbers = p["dimension_numbers"]
+    shape = [
+        kernel.shape[a] if a in numbers.rhs_spec[2:] else 1 for a in range(kernel.ndim)
+    ]
+    same = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    seen = jax.lax.conv_general_dilated(
+        squares,
+        jnp.ones(shape, jnp.float32),
+        **{name: p[name] for name in (*same, "dimension_numbers")},
+    )
+    return rows(seen, out_axes(reader))[:, 0]

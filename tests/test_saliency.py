@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import cutjax as cj
 from cutjax.errors import DataError, KeepError
@@ -369,12 +370,13 @@ def test_several_inputs_come_as_a_tuple():
 # The joint criterion, brute force. --------------------------------------------------
 
 
-def white(h: np.ndarray, m: int, seed: int) -> np.ndarray:
-    """Residuals [n, m] of second moment one that no reader of h can explain."""
-    n = len(h)
-    draw = np.random.default_rng(seed).normal(size=(n, m))
-    draw -= h @ np.linalg.lstsq(h, draw, rcond=None)[0]
-    return np.linalg.qr(draw)[0] * np.sqrt(n)
+def white(rows: int, m: int) -> np.ndarray:
+    """Residuals [rows, m]: of eight rows of equal inputs, signs that cancel.
+
+    No reader can explain them, and they are as white where inputs are large.
+    """
+    signs = scipy.linalg.hadamard(8)[:, 1 : m + 1]
+    return np.tile(signs, (rows // 8, 1)).astype(float)
 
 
 def refitted_loss(h: np.ndarray, y: np.ndarray, kept: list[int], per: int) -> float:
@@ -409,10 +411,11 @@ def test_joint_equals_brute_force_refitting(positions):
     """
     n, channels, made = 96, 6, 3
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(n * positions, 7)) * [1, 2, 1, 0.5, 1, 1, 0.2]
+    x = rng.normal(size=(n * positions // 8, 7)) * [1, 2, 1, 0.5, 1, 1, 0.2]
+    x = np.repeat(x, 8, 0)
     p = {"a": rng.normal(size=(7, channels)), "b": rng.normal(size=(channels, made))}
     h = x @ p["a"]
-    y = h @ p["b"] + white(h, made, 4)
+    y = h @ p["b"] + white(n * positions, made)
     want, order = greedy(h, y, positions)
     kernel = (1, 1) if positions > 1 else ()
     p32 = {k: v.reshape(*kernel, *v.shape).astype(np.float32) for k, v in p.items()}
@@ -437,14 +440,14 @@ def test_joint_equals_brute_force_refitting(positions):
 def test_joint_gives_each_task_its_own_reader():
     n = 64
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(n, 4))
+    x = np.repeat(rng.normal(size=(n // 8, 4)), 8, 0)
     p = {
         "a": rng.normal(size=(4, 4)),
         "u": np.diag([3.0, 2.0, 1.0, 0.0]),
         "v": np.diag([0.0, 1.0, 2.0, 3.0]),
     }
     h = x @ p["a"]
-    targets = {"u": h @ p["u"] + white(h, 4, 1), "v": h @ p["v"] + white(h, 4, 2)}
+    targets = {name: h @ p[name] + white(n, 4) for name in ("u", "v")}
 
     def apply(p, x):
         h = x @ p["a"]
@@ -458,6 +461,38 @@ def test_joint_gives_each_task_its_own_reader():
         want, _ = greedy(h, targets[task], 1)
         np.testing.assert_allclose(got[task]["a:1"], want, rtol=2e-2, atol=1e-3)
     assert got["u"]["a:1"][3] < 1e-3 < got["v"]["a:1"][3]
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_joint_loses_nothing_where_nothing_is_read(positions):
+    """Of blank tokens the norm is steep, so that gradients are huge; not their cost."""
+
+    def apply(p, x):
+        if positions > 1:
+            h = conv(conv(x, p["a"]), p["b"])
+        else:
+            h = (x @ p["a"]) @ p["b"]
+        return h * jax.lax.rsqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6)
+
+    kernel = (1, 1) if positions > 1 else ()
+    p = {"a": normal(1, *kernel, 4, 6), "b": normal(2, *kernel, 6, 3)}
+    shape = (2, 2) if positions > 1 else ()
+    x, y = normal(3, 48, *shape, 4), normal(4, 64, *shape, 3)
+    blank = np.concatenate([x, np.zeros((16, *x.shape[1:]), np.float32)])
+    graph = cj.trace(apply, p, x)
+    (name,) = (g.name for g in graph.free)
+    got, want = (
+        cj.joint(
+            apply,
+            p,
+            graph,
+            {"output": half_square},
+            [(x, {"output": y[: len(x)]})],
+            **QUIET,
+        )["output"][name]
+        for x in (blank, x)
+    )
+    np.testing.assert_allclose(got, want * 48 / 64, rtol=1e-3)
 
 
 def test_joint_knows_that_a_copy_costs_nothing():

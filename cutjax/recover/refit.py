@@ -245,6 +245,6 @@ def _mixed(prog: Program, stop: Stop, kernels: Any, fit: Solution) -> Solution:
     parent = np.asarray(kernels.parent, np.float64)
     (blocks,) = kernel_blocks(reader, parent)[..., kept]
     shift = fit.shift if is_conv(reader) else fit.shift @ blocks
-    by_channel = blocks.reshape(mix.shape[1], -1, blocks.shape[-1])
-    mixed = np.tensordot(mix, by_channel, 1).reshape(1, -1, blocks.shape[-1])
+    by_position = blocks.reshape(-1, mix.shape[1], blocks.shape[-1])
+    mixed = (mix @ by_position).reshape(1, -1, blocks.shape[-1])
     return Solution(mixed, shift)

@@ -2,7 +2,8 @@
 
 Dense layers and convolutions have one group; grouped and depthwise convolutions, and
 contractions with batch axes, have several, each with a kernel of its own. Features run
-over channels outside and the positions of the window inside.
+over the positions of the window outside and channels inside: so windows are copied in
+long pieces.
 """
 
 import math
@@ -31,7 +32,7 @@ class Sample(NamedTuple):
 
 WHOLE = Sample()
 
-CHEAP, MANY = 1e10, 2**17
+CHEAP, MANY = 2e9, 2**16
 """Multiply-adds of moments, and rows, that a reader may take though fewer suffice."""
 
 
@@ -62,7 +63,7 @@ def kernel_blocks(
     """A kernel as one matrix per group; `groups` of a convolution."""
     if is_conv(reader):
         out, inner, *window = _conv(reader).rhs_spec
-        moved = kernel.transpose(out, inner, *window)
+        moved = kernel.transpose(out, *window, inner)
         m, f = moved.shape[0], math.prod(moved.shape[1:])
         return moved.reshape(groups, m // groups, f).swapaxes(1, 2)
     batch, inner, free = _dot_axes(reader, 1 - reader.site.at, kernel.ndim)
@@ -278,6 +279,7 @@ def _patches(
             part = jax.lax.slice_in_dim(part, first, last, stride, axis)
             part = _every(part, axis, step, sample.at)
         slices.append(part)
-    seen = jnp.stack(slices, -1)
-    f = seen.shape[-2] // groups * len(slices)
-    return seen.reshape(-1, groups, f).swapaxes(0, 1)
+    seen = jnp.stack(slices, -2)
+    each = seen.shape[-1] // groups
+    split = seen.reshape(-1, len(slices), groups, each).transpose(2, 0, 1, 3)
+    return split.reshape(groups, -1, len(slices) * each)

@@ -1,7 +1,8 @@
 """The joint activation-gradient criterion: what is lost once the readers are refitted.
 
 For a reader with kernel W let C be the second moment of its input (activation side) and
-G_t that of dL_t/d(output) (gradient side). If the channels K stay and the reader is
+G_t that of dL_t/d(output) (gradient side), rows weighted by |input|^2: factors of the
+mean of products, not products of means. If the channels K stay and the reader is
 refitted by least squares, the loss of task t rises to second order (Gauss-Newton, with
 Kronecker factors) by 1/2 tr(R_K W G_t W^T), where R_K = C - C_:K C_KK^-1 C_K: is what
 the kept channels cannot rebuild. Eliminating channel after channel has a closed form:

@@ -20,9 +20,11 @@ class Moments(NamedTuple):
 
     `inputs`: second moment [n, n] of the group's channels, scaled to the positions that
     the reader makes. `outputs`: [tasks, m, m], of the loss gradient at what it makes,
-    mean over positions. `gates`: by group [tasks, n], squared gate gradients at readers
-    that have no kernel (products of activations, loops). `kernels`: [k, n, m]; k runs
-    over the window and over whatever else is contracted beside the group.
+    mean over positions, each with the weight of what is read there: where nothing is,
+    as of blank tokens, nothing can be lost, however steep a norm may be. `gates`: by
+    group [tasks, n], squared gate gradients at readers that have no kernel (products of
+    activations, loops). `kernels`: [k, n, m]; k runs over the window and over whatever
+    else is contracted beside the group.
     """
 
     inputs: dict[tuple[int, str], Float[np.ndarray, "n n"]]
@@ -32,10 +34,15 @@ class Moments(NamedTuple):
 
 
 def _of(seen: Seen, problem: Problem):
-    w = seen.weights
+    w, e = seen.weights, seen.energies
+    heavy = {k: v * e[k][:, None, :, None] for k, v in seen.outputs.items()}
     return (
         {k: jnp.einsum("bpm,bpn,b->mn", v, v, w) for k, v in seen.inputs.items()},
-        {k: jnp.einsum("btpm,btpn,b->tmn", v, v, w) for k, v in seen.outputs.items()},
+        {
+            k: jnp.einsum("btpm,btpn,b->tmn", heavy[k], v, w)
+            for k, v in seen.outputs.items()
+        },
+        {k: jnp.einsum("b,b->", v.mean(1), w) for k, v in e.items()},
         {k: jnp.einsum("btn,b->tn", v**2, w) for k, v in seen.unread.items()},
     )
 
@@ -54,7 +61,8 @@ def moments(sums: Sums) -> Moments:
     Raises:
         DataError: something seen was NaN: eigenvalues of it would fail without a word.
     """
-    inputs, outputs, gates = sums.mean()
+    inputs, outputs, energies, gates = sums.mean()
+    outputs = {k: v / np.maximum(energies[k], 1e-30) for k, v in outputs.items()}
     found = Moments(inputs, outputs, gates, sums.once)
     by_group = {f"{group} (reader {r})": v for (r, group), v in found.inputs.items()}
     by_reader = {f"reader {r}": v for r, v in found.outputs.items()}

@@ -34,10 +34,12 @@ class Seen(NamedTuple):
     `gates`: per group, dL/dgate. `unread`: the same, at readers without a kernel.
     `inputs`: per (reader, group), rows read, `[b, positions, n]`. `outputs`: per
     reader, gradient rows at what it makes, `[b, t, positions, m]`. `kernels`: per
-    (reader, group) `[k, n, m]`. `activations`: per group, what each of its readers
-    reads, `[b, positions, n]`. `slopes`: per floating parameter, the gradient of the
-    summed losses, `[t, ...]`. `of_gates`, `of_weights`: the summed losses `[t]` as
-    functions of gates common to all examples, and of `{path: parameter}`.
+    (reader, group) `[k, n, m]`. `energies`: per reader, the squared length of what it
+    reads for each row that it makes, `[b, positions]`. `activations`: per group, what
+    each of its readers reads, `[b, positions, n]`. `slopes`: per floating parameter,
+    the gradient of the summed losses, `[t, ...]`. `of_gates`, `of_weights`: the summed
+    losses `[t]` as functions of gates common to all examples, and of
+    `{path: parameter}`.
     """
 
     weights: Float[Array, "b"]
@@ -49,6 +51,7 @@ class Seen(NamedTuple):
     inputs: dict[tuple[int, str], Float[Array, "b p n"]]
     outputs: dict[int, Float[Array, "b t p m"]]
     kernels: dict[tuple[int, str], Float[Array, "k n m"]]
+    energies: dict[int, Float[Array, "b p"]]
     activations: dict[str, list[Float[Array, "b q n"]]]
     slopes: dict[str, Float[Array, "t *shape"]]
     of_gates: Callable[[Any], Float[Array, "t"]]
@@ -107,13 +110,14 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
         return Seen(
             *(weights, before, targets, losses, gates, unread, tapped.inputs),
             {k: _mean_rows(g, axes[k]) for k, g in probes.items()},
-            *(tapped.kernels, tapped.activations, of_each, of_gates, of_weights),
+            *(tapped.kernels, tapped.energies, tapped.activations),
+            *(of_each, of_gates, of_weights),
         )
 
     return see
 
 
-_TAPPED = Tapped(0, None, 0, 0)  # type: ignore[arg-type]
+_TAPPED = Tapped(0, None, 0, 0, 0)  # type: ignore[arg-type]
 _HANDLES = Handles(0, 0, 0, None)  # type: ignore[arg-type]
 
 
@@ -204,7 +208,7 @@ def _one_example(problem: Problem, needs: frozenset[str]):
     inside = bool(needs & {READERS, ACTIVATIONS})
 
     def one(params, handles: Handles, inputs, targets):
-        tapped, params = Tapped({}, {}, {}, {}), _filled(params, handles.weights)
+        tapped, params = Tapped({}, {}, {}, {}, {}), _filled(params, handles.weights)
         if inside:
             hook = tap(tapped, {}, handles, graph, READERS in needs)
             fn = rewrite(apply, graph, {}, hook=hook, flat=True)
@@ -247,7 +251,7 @@ def _probes(problem: Problem, params, inputs, axes: dict, size: int) -> dict[int
     graph = problem.graph
 
     def made(params, inputs):
-        tapped = Tapped({}, {}, {}, {})
+        tapped = Tapped({}, {}, {}, {}, {})
         hook = tap(tapped, axes, Handles({}, {}, {}, {}), graph, True)
         rewrite(problem.apply, graph, {}, hook=hook, flat=True)(params, *inputs)  # type: ignore[arg-type]
         return tapped.made

@@ -9,7 +9,15 @@ from jaxtyping import Array, Int
 from cutjax.dims import Axis, Fixed, Leaf, Product, channels
 from cutjax.gate import gated_operand
 from cutjax.graph import Graph
-from cutjax.readers import channel_axes, hears, is_linear, kernel_matrix, out_axes, rows
+from cutjax.readers import (
+    channel_axes,
+    energy,
+    hears,
+    is_linear,
+    kernel_matrix,
+    out_axes,
+    rows,
+)
 from cutjax.resize import Hook, Kept, Reader, Run, freeze
 from cutjax.unify import leaf_vars
 
@@ -20,6 +28,7 @@ class Tapped(NamedTuple):
     inputs: dict[tuple[int, str], Array]
     kernels: dict[tuple[int, str], Array]
     made: dict[int, Array]
+    energies: dict[int, Array]
     activations: dict[str, list[Array]]
 
 
@@ -58,6 +67,7 @@ def tap(
             kernel = matrix[:, index].astype(jnp.float32)
             tapped.kernels[number, name] = kernel.reshape(-1, *kernel.shape[2:])
             tapped.made[number] = out
+            tapped.energies[number] = energy(reader, args[at], args[1 - at])
         probes = handles.probes
         return [out + probes[number] if number in probes else out]
 

@@ -1,0 +1,43 @@
+"""Readers as matrices: what is read for each row of what they make."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import NETS
+from nets.base import normal
+
+import cutjax as cj
+from cutjax.readers import energy, is_linear
+from cutjax.recover.program import program
+from cutjax.recover.rows import read_rows
+
+
+@pytest.mark.parametrize("name", ["vgg", "wavenet", "resnet18", "vit_linen"])
+def test_energies_are_squared_lengths_of_the_rows_that_are_read(name):
+    check(name, energy)
+
+
+def test_saboteur_energies_of_other_rows_are_found_out():
+    def turned(reader, values, kernel):
+        return energy(reader, values, kernel)[::-1]
+
+    with pytest.raises(AssertionError):
+        check("vgg", turned)
+
+
+def check(name: str, energy: Any) -> None:
+    net = NETS[name]()
+    graph = cj.trace(net.apply, net.params, *net.inputs)
+    prog = program(net.apply, graph, {}, net.inputs)
+    readers = [prog.reader(i) for i in prog.frame.sites]
+    linear = [r for r in readers if is_linear(r)]
+    assert linear
+    for number, reader in enumerate(linear):
+        at = reader.site.at
+        shapes = [atom.aval.shape for atom in reader.eqn.invars]
+        values, kernel = normal(*shapes[at], seed=number), jnp.ones(shapes[1 - at])
+        got = energy(reader, jnp.asarray(values), kernel)
+        want = jnp.square(read_rows(reader, jnp.asarray(values), kernel)).sum((0, 2))
+        np.testing.assert_allclose(got, want, rtol=1e-4)
