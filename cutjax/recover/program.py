@@ -52,6 +52,10 @@ class Program(NamedTuple):
         """The operand of a reader that it is read by."""
         return self.frame.jaxpr.eqns[index].invars[1 - self.frame.sites[index].at]
 
+    def sizes(self, var: Any) -> tuple[int, ...]:
+        """The shape of a variable in the child."""
+        return tuple(map(self.evaluator.k.count, self.frame.values[var].dims))
+
 
 def program(
     apply: Callable[..., Any],

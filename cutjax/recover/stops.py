@@ -169,7 +169,7 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
     for stop in stops:
         if stop.bias is not None:
             path, where = stop.bias
-            var = stop.reach.bias[0]  # type: ignore[index]
+            var = stop.reach.bias.var  # type: ignore[union-attr]
             found = {_place(stop.loop, i) for i in stop.home(prog).users[var]}
             users.setdefault(path, set()).update(found)
             places.setdefault(path, []).append(where)

@@ -312,7 +312,7 @@ def _written(
     if stop.bias is not None and shift is not None:
         path, where = stop.bias
         leaf = np.array(out[path])
-        sign = stop.reach.bias[1]  # type: ignore[index]
+        sign = stop.reach.bias.sign  # type: ignore[union-attr]
         leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
         out[path] = jnp.asarray(leaf)
     return out
