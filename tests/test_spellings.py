@@ -13,7 +13,7 @@ import pytest
 from test_compensate import normal, quick as quick
 
 import cutjax as cj
-from cutjax.recover import follow, stops
+from cutjax.recover import apart, follow, stops
 
 QUIET: Any = {"progress": False}
 SIZES = {"e": (6, 10), "o": (10,), "a": (10, 12), "p": (12,), "b": (12, 9), "q": (9,)}
@@ -100,6 +100,40 @@ def test_saboteur_that_forgets_skips_after_a_move_is_found_out(monkeypatch):
     monkeypatch.setattr(stops, "reach_of", blind)
     with pytest.raises(AssertionError):
         check_spelling("equinox")
+
+
+def gates(joined: bool, p: Any, x: Any) -> Any:
+    """Two layers that read the same, multiplied at once or one after the other."""
+    h = jnp.tanh(x @ p["in"])
+    if joined:
+        y = h @ jnp.concatenate([p["a"], p["b"]], 1)
+        y = y + jnp.concatenate([p["p"], p["q"]]).reshape(1, -1)
+        one, two = jnp.split(y, [p["a"].shape[1]], 1)
+    else:
+        one, two = h @ p["a"] + p["p"], h @ p["b"] + p["q"]
+    return {"one": one, "two": two}
+
+
+def check_gates() -> None:
+    sizes = {"in": (5, 8), "a": (8, 3), "b": (8, 4), "p": (3,), "q": (4,)}
+    p = {name: normal(i, *size) for i, (name, size) in enumerate(sizes.items())}
+    x, keep = 0.5 + normal(7, 60, 5), {"in:1": np.arange(8) % 3 > 0}
+    both = []
+    for joined in (False, True):
+        apply = partial(gates, joined)
+        graph = cj.trace(apply, p, x)
+        both.append(cj.compensate(apply, p, graph, keep, [x], **QUIET)[0])
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), *both)
+
+
+def test_biases_that_are_put_together_are_fitted_each():
+    check_gates()
+
+
+def test_saboteur_that_takes_only_kernels_apart_is_found_out(monkeypatch):
+    monkeypatch.setattr(apart, "ADD", None)
+    with pytest.raises(AssertionError):
+        check_gates()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
