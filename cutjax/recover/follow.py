@@ -13,12 +13,11 @@ import jax
 import numpy as np
 
 from cutjax._compat import Literal, bind, primitive
-from cutjax.recover.program import SAME, Program, needs, positions, read
+from cutjax.recover.program import NEG, SAME, Program, needs, positions, read
 from cutjax.rules.base import shape_of
 
 ADD = frozenset(map(primitive, ("add", "add_any")))
-SUB, NEG = primitive("sub"), primitive("neg")
-MUL, DIV = primitive("mul"), primitive("div")
+SUB, MUL, DIV = map(primitive, ("sub", "mul", "div"))
 TRANSPOSE, RESHAPE = primitive("transpose"), primitive("reshape")
 SPREAD = primitive("broadcast_in_dim")
 SHAPES = frozenset((RESHAPE, primitive("squeeze"), SPREAD))
