@@ -130,6 +130,16 @@ def test_kernels_that_are_put_together_are_fitted_each():
     assert [fit.path for fit in fits] == ["in", "a", "b"]
 
 
+def joined(p: Any) -> Any:
+    return jnp.concatenate([p["a"], p["b"]], 2)
+
+
+def joined_twice(p: Any, x: Any) -> Any:
+    shift = jnp.concatenate([p["a"][0, 0], p["b"][0, 0]])
+    y = (x @ joined(p) + shift.reshape(1, 1, -1)) + x @ joined(p)
+    return jnp.split(y, [5], 2)
+
+
 KERNELS = {"a": normal(0, 3, 4, 5), "b": normal(1, 3, 4, 5), "c": normal(2, 3, 4, 2)}
 JOINED: dict[str, tuple[Any, int]] = {
     "last": (lambda p, x: x @ jnp.concatenate([p["a"], p["c"]], 2), 2),
@@ -139,6 +149,8 @@ JOINED: dict[str, tuple[Any, int]] = {
         lambda p, x: jnp.tile(x, (2, 1, 1)) @ jnp.concatenate([*p.values()][:2]),
         1,
     ),
+    "split": (lambda p, x: (y := joined_twice(p, x)[1]) * y + jnp.cos(y), 4),
+    "half": (lambda p, x: x.astype("bfloat16") @ joined(p).astype("bfloat16"), 2),
     "seen": (lambda p, x: (y := jnp.concatenate([p["a"], p["c"]], 2)).sum() + x @ y, 2),
 }
 
@@ -151,6 +163,7 @@ def test_taking_kernels_apart_changes_no_result(name):
     apart = taken_apart(jaxpr, len(KERNELS))
     got = jax.extend.core.jaxpr_as_fun(apart)(*KERNELS.values(), x)
     np.testing.assert_allclose(got[0], apply(KERNELS, x), atol=1e-5)
+    assert got[0].dtype == apply(KERNELS, x).dtype
     made = [eqn.primitive.name for eqn in apart.eqns]
     assert made.count("dot_general") == products
 

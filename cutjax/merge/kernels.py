@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cutjax._compat import Literal
 from cutjax.errors import DataError
 from cutjax.recover import normal
 from cutjax.recover.follow import bias_of, reach_of
@@ -125,12 +126,11 @@ def bias_at(
     reach, shapes = reach_of(prog, index), {p: np.shape(v) for p, v in leaves.items()}
     if reach.bias is None:
         return None
-    var, sign = reach.bias
-    number = prog.origins[var]
+    number = prog.origins[reach.bias.var]
     if prog.paths[number] not in leaves or len(terminals(prog, number)) != 1:
         return None
     found = bias_of(prog, reach, made_axes(prog.reader(index), kernel), shapes)
-    return found and (*found, sign)
+    return found and (*found, reach.bias.sign)
 
 
 def shifted(
@@ -154,8 +154,14 @@ def put(leaf: Any, where: np.ndarray, values: Any) -> Any:
 
 def renew(prog: Program, env: Env, leaves: Mapping[str, Any], paths: Any) -> None:
     """New parameters among the values; what was made of the old ones is forgotten."""
-    numbers = {prog.paths.index(path) for path in paths if path in leaves}
-    for var in [v for v, n in prog.origins.items() if n in numbers]:
+    params = prog.frame.jaxpr.invars
+    new = {params[prog.paths.index(path)]: path for path in paths if path in leaves}
+    old = set(new)
+    for eqn in prog.frame.jaxpr.eqns:
+        fixed = not any(prog.frame.values[var].data for var in eqn.outvars)
+        named = (a for a in eqn.invars if not isinstance(a, Literal))
+        if fixed and not old.isdisjoint(named):
+            old.update(eqn.outvars)
+    for var in old:
         env.pop(var, None)
-    for number in numbers:
-        env[prog.frame.jaxpr.invars[number]] = leaves[prog.paths[number]]
+    env.update({var: leaves[path] for var, path in new.items()})

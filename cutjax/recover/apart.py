@@ -1,7 +1,8 @@
 """Products with a kernel that is put together of several parameters, taken apart.
 
 x @ [A B] is [x @ A  x @ B]: each product is then a reader of its own, of one parameter.
-Gates of a recurrence, or queries, keys and values, are often multiplied at once.
+Gates of a recurrence, or queries, keys and values, are often multiplied at once. A bias
+put together likewise is added to each, as long as nothing asks for the whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ import jax
 from cutjax._compat import Literal, bind, open_jaxpr, primitive, scope_of
 
 JOIN, DOT = primitive("concatenate"), primitive("dot_general")
-TRANSPOSE = primitive("transpose")
+TRANSPOSE, SPLIT = primitive("transpose"), primitive("split")
+SPREAD, RESHAPE = primitive("broadcast_in_dim"), primitive("reshape")
+CONVERT, ADD = primitive("convert_element_type"), primitive("add")
 
 
 class Parts(NamedTuple):
@@ -20,6 +23,11 @@ class Parts(NamedTuple):
 
     values: Sequence[Any]
     axis: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the parts, along the axis."""
+        return tuple(value.shape[self.axis] for value in self.values)
 
 
 def taken_apart(jaxpr: Any, number: int) -> Any:
@@ -51,14 +59,14 @@ def taken_apart(jaxpr: Any, number: int) -> Any:
                 values = [read(var) for var in eqn.invars]
                 parts[eqn.outvars[0]] = Parts(values, eqn.params["dimension"])
                 continue
-            if eqn.primitive is TRANSPOSE and (found := _held(parts, eqn.invars[0])):
-                order = eqn.params["permutation"]
-                parts[eqn.outvars[0]] = _transposed(found, order)
-                continue
+            held = [_held(parts, atom) for atom in eqn.invars]
             with scope_of(eqn):
-                if eqn.primitive is DOT and (at := _apart(eqn, parts)) is not None:
-                    outs = [_joined(eqn, at, parts[eqn.invars[at]], read)]
-                else:
+                found = _apart(eqn, held, read) if any(held) else None
+                if isinstance(found, Parts):
+                    parts[eqn.outvars[0]] = found
+                    continue
+                outs = found
+                if outs is None:
                     outs = bind(eqn, [read(atom) for atom in eqn.invars], eqn.params)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
@@ -81,29 +89,55 @@ def _held(parts: Mapping[Any, Parts], atom: Any) -> Parts | None:
     return None if isinstance(atom, Literal) else parts.get(atom)
 
 
-def _transposed(parts: Parts, order: Sequence[int]) -> Parts:
-    values = [jax.lax.transpose(value, order) for value in parts.values]
-    return Parts(values, order.index(parts.axis))
+def _apart(eqn: Any, held: Sequence[Any], read: Any) -> Parts | Sequence[Any] | None:
+    """What an equation makes of parts: parts, or each of them; None if of the whole."""
+    first = held[0]
+    if eqn.primitive is DOT:
+        return _product(eqn, held, read)
+    if eqn.primitive is ADD:
+        same = all(held) and len({(h.axis, h.sizes) for h in held}) == 1
+        each = zip(*(h.values for h in held), strict=True) if same else ()
+        return Parts([a + b for a, b in each], first.axis) if same else None
+    if eqn.primitive is SPLIT:
+        alike = (first.axis, first.sizes) == (eqn.params["axis"], eqn.params["sizes"])
+        return first.values if alike else None
+    if eqn.primitive is CONVERT:
+        return Parts([bind(eqn, [v], eqn.params)[0] for v in first.values], first.axis)
+    if eqn.primitive is TRANSPOSE:
+        order = eqn.params["permutation"]
+        moved = [jax.lax.transpose(value, order) for value in first.values]
+        return Parts(moved, order.index(first.axis))
+    return _spread(eqn, first)
 
 
-def _apart(eqn: Any, parts: Mapping[Any, Parts]) -> int | None:
-    """Which operand of a product is put together along what the product makes."""
+def _spread(eqn: Any, parts: Parts) -> Parts | None:
+    """Parts with other axes around the one that they are concatenated along."""
+    shape, before = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    if eqn.primitive is SPREAD:
+        axes = eqn.params["broadcast_dimensions"]
+    elif eqn.primitive is RESHAPE and shape == (1,) * (len(shape) - 1) + before:
+        axes = (len(shape) - 1,)
+    else:
+        return None
+    axis, values = axes[parts.axis], []
+    for size, value in zip(parts.sizes, parts.values, strict=True):
+        own = (*shape[:axis], size, *shape[axis + 1 :])
+        values.append(jax.lax.broadcast_in_dim(value, own, axes))
+    return Parts(values, axis)
+
+
+def _product(eqn: Any, held: Sequence[Any], read: Any) -> Parts | None:
+    """A product of which one operand is put together along what the product makes."""
     contracted, batch = eqn.params["dimension_numbers"]
-    for at, atom in enumerate(eqn.invars):
-        found, taken = _held(parts, atom), (*contracted[at], *batch[at])
-        if found and found.axis not in taken:
-            return at
-    return None
-
-
-def _joined(eqn: Any, at: int, parts: Parts, read: Any) -> Any:
-    contracted, batch = eqn.params["dimension_numbers"]
-    taken = {*contracted[at], *batch[at]}
-    axis = len(batch[0]) + sum(a not in taken for a in range(parts.axis))
+    taken = [{*contracted[at], *batch[at]} for at in (0, 1)]
+    at = next((i for i in (0, 1) if held[i] and held[i].axis not in taken[i]), None)
+    if at is None:
+        return None
+    axis = len(batch[0]) + sum(a not in taken[at] for a in range(held[at].axis))
     if at == 1:
-        axis += eqn.invars[0].aval.ndim - len(contracted[0]) - len(batch[0])
-    made = []
-    for value in parts.values:
-        args = [value if i == at else read(a) for i, a in enumerate(eqn.invars)]
+        axis += eqn.invars[0].aval.ndim - len(taken[0])
+    other, made = read(eqn.invars[1 - at]), []
+    for value in held[at].values:
+        args = [value, other] if at == 0 else [other, value]
         made += bind(eqn, args, eqn.params)
-    return jax.lax.concatenate(made, axis)
+    return Parts(made, axis)

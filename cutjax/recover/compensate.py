@@ -44,7 +44,9 @@ def compensate(
     as cut, with a warning. Weights that serve in several places take a second walk (an
     embedding that is a head too) or a third (what a recurrence reads in every step of
     its loop), and stay as cut if it brings nothing. What is read in a `while` or in
-    branches stays as cut.
+    branches stays as cut. A kernel may be computed from one parameter, scaled and
+    shifted weight by weight (`w * c`, `w + a @ b`) or rounded straight through; computed
+    otherwise (normalised weights, products of parameters) it stays as cut.
 
     Args:
         apply: the full function.
@@ -77,7 +79,8 @@ def compensate(
 
     Warns:
         UserWarning: a reader has fewer rows than features, so that its damping is
-            raised; or all of it made the outputs worse.
+            raised; kernels are computed in a way that is not undone; or all of it made
+            the outputs worse.
 
     Reference:
         Channel pruning by least squares: He et al., ICCV 2017, eq. 2 and section 3.3;

@@ -1,9 +1,11 @@
 """What becomes of what a reader makes: its bias, and the sum that it enters.
 
 Followed are equations that do the same to every position: additions, and products with
-what depends on parameters alone. A BatchNorm in inference is such a path.
+what depends on parameters alone. A BatchNorm in inference is such a path. So is what
+only moves it: under `vmap` a product's result has its axes in another order.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,65 +13,111 @@ import jax
 import numpy as np
 
 from cutjax._compat import Literal, bind, primitive
-from cutjax.recover.program import SAME, Program, needs, positions, read
+from cutjax.recover.program import NEG, SAME, Program, needs, positions, read
 from cutjax.rules.base import shape_of
 
 ADD = frozenset(map(primitive, ("add", "add_any")))
-SUB, NEG = primitive("sub"), primitive("neg")
-MUL, DIV = primitive("mul"), primitive("div")
+SUB, MUL, DIV = map(primitive, ("sub", "mul", "div"))
+TRANSPOSE, RESHAPE = primitive("transpose"), primitive("reshape")
+SPREAD = primitive("broadcast_in_dim")
+SHAPES = frozenset((RESHAPE, primitive("squeeze"), SPREAD))
+
+
+class Bias(NamedTuple):
+    """A moved parameter `var` that is added to the `result` of a reader.
+
+    `sign`: by which a rise of the result shows in it. `moves`: equations that moved the
+    result before; `spread`: the one that repeated the parameter along positions.
+    """
+
+    var: Any
+    result: Any
+    sign: int
+    moves: tuple[int, ...] = ()
+    spread: int | None = None
 
 
 class Reach(NamedTuple):
     """Where a reader's result goes.
 
-    `path`: equations that it passes, in order. `bias`: the operand, a moved parameter,
-    that is first added to it, and the sign by which a rise of the result shows in it.
-    `other`: what the end of the path is then added to, an operand that is known when
-    the reader's turn comes; `sign` of its error in the sum that is to come out right.
+    `path`: equations that it passes, in order; `moves`: those of them that only move
+    it. `bias`: the first that is added to it. `other`: what the end of the path is then
+    added to, an operand that is known when the reader's turn comes; `sign` of its error
+    in the sum that is to come out right.
     """
 
     path: tuple[int, ...] = ()
-    bias: tuple[Any, int] | None = None
+    bias: Bias | None = None
     other: Any = None
     sign: int = 1
+    moves: tuple[int, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but its place is changed on the path."""
+        return self.path == self.moves
 
 
 def reach_of(prog: Program, stop: int) -> Reach:
     """Follow the result of the reader at an equation."""
     eqns = prog.frame.jaxpr.eqns
-    (var,) = eqns[stop].outvars
+    (var,) = (result,) = eqns[stop].outvars
     path: list[int] = []
+    moves: list[int] = []
     bias, plain = None, True
     while len(users := prog.users.get(var, ())) == 1 and users[0] >= 0:
         index = users[0]
         eqn = eqns[index]
-        if len(eqn.outvars) != 1 or shape_of(eqn.outvars[0]) != shape_of(var):
+        if _moves(eqn):
+            moves.append(index)
+        elif len(eqn.outvars) != 1 or shape_of(eqn.outvars[0]) != shape_of(var):
             break
-        if eqn.primitive not in SAME and eqn.primitive is not NEG:
+        elif eqn.primitive is NEG:
+            plain = False
+        elif eqn.primitive not in SAME:
             at = eqn.invars.index(var)
             other = eqn.invars[1 - at] if len(eqn.invars) == 2 else None
             if other is None or not is_affine(eqn.primitive, at):
                 break
-            value = prog.frame.read(other)
+            sign = 1 if eqn.primitive in ADD else -1
             summed = eqn.primitive in ADD or eqn.primitive is SUB
-            if value.data:
-                if (
-                    summed
-                    and shape_of(other) == shape_of(var)
-                    and _known(prog, other, stop)
-                ):
-                    sign = 1 if eqn.primitive in ADD else -1
-                    return Reach(tuple(path), bias, other, sign)
+            if prog.frame.read(other).data:
+                same = shape_of(other) == shape_of(var)
+                if summed and same and _known(prog, other, stop):
+                    return Reach(tuple(path), bias, other, sign, tuple(moves))
                 break
-            moved = not isinstance(other, Literal) and other in prog.origins
-            if summed and plain and bias is None and moved:
-                bias = other, 1 if eqn.primitive in ADD else -1
+            if summed and plain and bias is None:
+                found = _parameter(prog, other)
+                bias = found and Bias(found[0], result, sign, tuple(moves), found[1])
             plain = plain and summed and not (eqn.primitive is SUB and at)
-        elif eqn.primitive is NEG:
-            plain = False
         path.append(index)
         (var,) = eqn.outvars
     return Reach((), bias)
+
+
+def _moves(eqn: Any) -> bool:
+    """Whether an equation only gives the whole of an array other axes."""
+    if eqn.primitive not in SHAPES:
+        return eqn.primitive is TRANSPOSE
+    if eqn.primitive is RESHAPE and eqn.params["dimensions"] is not None:
+        return False
+    before, (after,) = eqn.invars[0], eqn.outvars
+    return math.prod(shape_of(before)) == math.prod(shape_of(after))
+
+
+def _parameter(prog: Program, atom: Any) -> tuple[Any, int | None] | None:
+    """The moved parameter that an operand is, or repeats, and what repeats it."""
+    if isinstance(atom, Literal):
+        return None
+    if atom in prog.origins:
+        return atom, None
+    index = prog.frame.makers.get(atom)
+    if index is None or len(prog.users[atom]) != 1:
+        return None
+    eqn = prog.frame.jaxpr.eqns[index]
+    if eqn.primitive is not SPREAD or eqn.invars[0] not in prog.origins:
+        return None
+    return eqn.invars[0], index
 
 
 def is_affine(prim: Any, at: int) -> bool:
@@ -159,15 +207,67 @@ def bias_of(
     """
     if reach.bias is None:
         return None
-    var = reach.bias[0]
-    number = prog.origins[var]
-    path = prog.paths[number]
-    where = positions(prog, var, shapes[path])
+    path = prog.paths[prog.origins[reach.bias.var]]
+    where = _laid_out(prog, reach.bias, shapes[path])
     rank = where.ndim
     moved = where.transpose(*(a for a in range(rank) if a not in made), *made)
-    sizes = [where.shape[a] for a in made]
-    flat = moved.reshape(-1, int(np.prod(sizes)))
+    sizes = [prog.sizes(reach.bias.result)[a] for a in made]
+    flat = moved.reshape(-1, math.prod(where.shape[a] for a in made))
     # One number per channel: the same at all positions, and no number twice.
-    if (flat != flat[:1]).any() or len(np.unique(flat[0])) != flat.shape[1]:
+    if (flat != flat[:1]).any() or len(np.unique(flat[0])) != math.prod(sizes):
         return None
     return path, flat[0]
+
+
+def _laid_out(prog: Program, bias: Bias, shape: Sequence[int]) -> np.ndarray:
+    """Where in a bias what is added to a result lies, along the axes of the result."""
+    where = positions(prog, bias.var, shape)
+    if bias.spread is not None:
+        eqn = prog.frame.jaxpr.eqns[bias.spread]
+        sizes = [1] * len(eqn.params["shape"])
+        for size, axis in zip(
+            where.shape, eqn.params["broadcast_dimensions"], strict=True
+        ):
+            sizes[axis] = size
+        where = where.reshape(sizes)
+    if where.ndim == 0:
+        return where.reshape([1] * len(prog.sizes(bias.result)))
+    return moved_back(prog, bias.moves, where)
+
+
+def moved_back(
+    prog: Program, moves: Sequence[int], value: Any, *, full: bool = False
+) -> Any:
+    """A value with its axes as they were before some moves.
+
+    Args:
+        prog: the program.
+        moves: equations that move.
+        value: as after them; axes along which all is the same may have length one.
+        full: whether it is the parent's.
+    """
+    for index in reversed(moves):
+        eqn = prog.frame.jaxpr.eqns[index]
+        (after,), before = eqn.outvars, eqn.invars[0]
+        if eqn.primitive is TRANSPOSE:
+            value = value.transpose(np.argsort(eqn.params["permutation"]))
+        elif (
+            lean := _lean(shape_of(before), shape_of(after), value.shape)
+        ) is not None:
+            value = value.reshape(lean)
+        else:
+            sizes = shape_of if full else prog.sizes
+            if value.shape != (shape := tuple(sizes(after))):
+                value = np.broadcast_to(value, shape)
+            value = value.reshape(sizes(before))
+    return value
+
+
+def _lean(
+    before: Sequence[int], after: Sequence[int], shape: Sequence[int]
+) -> list[int] | None:
+    """A shape without, or with other, axes of length one; None if more is changed."""
+    if [n for n in before if n > 1] != [n for n in after if n > 1]:
+        return None
+    left = iter(s for n, s in zip(after, shape, strict=True) if n > 1)
+    return [next(left) if n > 1 else 1 for n in before]

@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from cutjax._compat import Literal
 from cutjax.recover.follow import ADD, SUB, is_affine
-from cutjax.recover.program import Program, needs, positions, terminals
+from cutjax.recover.program import Program, behind, positions, terminals
 
 
 class Norm(NamedTuple):
@@ -62,7 +62,7 @@ def _norm(prog: Program, start: int, moving: Collection[int]) -> Norm | None:
         other = [atom for atom in eqn.invars if atom is not var]
         if len(other) != 1 or not is_affine(eqn.primitive, eqn.invars.index(var)):
             return None
-        held, (var,) = _behind(prog, other[0]), eqn.outvars
+        held, (var,) = behind(prog, other[0]), eqn.outvars
         if eqn.primitive not in ADD:
             factors |= held
         else:
@@ -73,16 +73,6 @@ def _norm(prog: Program, start: int, moving: Collection[int]) -> Norm | None:
             numbers = (*variances, *scales, bias, _positions(prog, moved, mean))
             return Norm(x, var, mean, *numbers)  # type: ignore[call-arg]
     return None
-
-
-def _behind(prog: Program, atom: Any) -> set[int]:
-    """The parameters that a value is made of."""
-    if isinstance(atom, Literal):
-        return set()
-    made = [prog.frame.jaxpr.eqns[i] for i in needs(prog, [atom])]
-    atoms = {a for eqn in made for a in eqn.invars if not isinstance(a, Literal)}
-    params = prog.frame.jaxpr.invars[: len(prog.paths)]
-    return {i for i, var in enumerate(params) if var in atoms or var is atom}
 
 
 def _positions(prog: Program, moved: Any, number: int) -> Int[np.ndarray, "..."]:

@@ -19,6 +19,8 @@ from cutjax.walk import Frame, Walker
 SAME = frozenset(map(primitive, ("convert_element_type", "copy", "reduce_precision")))
 """What changes no position: only how a number is kept."""
 
+NEG = primitive("neg")
+
 MOVES = SAME | frozenset(
     map(primitive, ("reshape", "transpose", "squeeze", "slice", "rev", "split"))
 )
@@ -51,6 +53,10 @@ class Program(NamedTuple):
     def kernel(self, index: int) -> Any:
         """The operand of a reader that it is read by."""
         return self.frame.jaxpr.eqns[index].invars[1 - self.frame.sites[index].at]
+
+    def sizes(self, var: Any) -> tuple[int, ...]:
+        """The shape of a variable in the child."""
+        return tuple(map(self.evaluator.k.count, self.frame.values[var].dims))
 
 
 def program(
@@ -116,12 +122,19 @@ def _users(frame: Frame) -> dict[Any, tuple[int, ...]]:
 
 
 def _origins(frame: Frame) -> dict[Any, int]:
-    """Unlike `Value.param`, a slice of a parameter counts: a layer of a stack."""
+    """Unlike `Value.param`, a slice of a parameter counts: a layer of a stack.
+
+    What is negated does not, nor what is made of that: its values are others.
+    """
     found = {v: value.param for v, value in frame.values.items()}
+    negated = set[Any]()
     for eqn in frame.jaxpr.eqns:
-        if eqn.primitive in MOVES and not isinstance(eqn.invars[0], Literal):
-            for var in eqn.outvars:
-                found[var] = found.get(eqn.invars[0])
+        named = [a for a in eqn.invars if not isinstance(a, Literal)]
+        if eqn.primitive is NEG or not negated.isdisjoint(named):
+            negated.update(eqn.outvars)
+            found.update(dict.fromkeys(eqn.outvars))
+        elif eqn.primitive in MOVES and named:
+            found.update(dict.fromkeys(eqn.outvars, found.get(named[0])))
     return {var: param for var, param in found.items() if param is not None}
 
 
@@ -154,6 +167,16 @@ def needs(prog: Program, atoms: Iterable[Any], known: Container[Any] = ()) -> li
             eqn = prog.frame.jaxpr.eqns[index]
             todo += [a for a in eqn.invars if not isinstance(a, Literal)]
     return sorted(found)
+
+
+def behind(prog: Program, atom: Any) -> set[int]:
+    """The numbers of the parameters that a value is made of."""
+    if isinstance(atom, Literal):
+        return set()
+    made = [prog.frame.jaxpr.eqns[i] for i in needs(prog, [atom])]
+    atoms = {a for eqn in made for a in eqn.invars if not isinstance(a, Literal)}
+    params = prog.frame.jaxpr.invars[: len(prog.paths)]
+    return {i for i, var in enumerate(params) if var in atoms or var is atom}
 
 
 def positions(prog: Program, var: Any, shape: Sequence[int]) -> Int[np.ndarray, "..."]:

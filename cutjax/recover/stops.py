@@ -6,10 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from cutjax.readers import channel_axes
+from cutjax.recover.computed import (
+    Affine,
+    Edge,
+    Source,
+    affine_of,
+    lies,
+    serves_only,
+    source_of,
+)
 from cutjax.recover.follow import Reach, bias_of, reach_of
 from cutjax.recover.loops import Loop
 from cutjax.recover.products import Inner, inner_of
-from cutjax.recover.program import Program, positions, terminals
+from cutjax.recover.program import Program, behind, terminals
 from cutjax.recover.rows import (
     features_of,
     groups_of,
@@ -35,7 +45,8 @@ class Stop(NamedTuple):
     `where`: the flat positions of the kernel in it. `bias`: path and positions of what
     shifts its result, if there is one. `kernel`: shape of the child's kernel; `groups`,
     `features`, `rows` per batch and step. `inner`: the product that what it makes
-    enters, where a part of the width goes.
+    enters, where a part of the width goes. `affine`: how the kernel is computed from
+    what lies at `where`, if it is not just that.
     `tied`: place of the first reader of the same weights, where they serve in several
     places: more than one reader, steps of a loop, or a reader and whatever else.
     `taught`: whether it is shown what the parent reads; the child would go astray with
@@ -56,6 +67,7 @@ class Stop(NamedTuple):
     loop: Loop | None = None
     tied: Place | None = None
     taught: bool = False
+    affine: Affine | None = None
 
     @property
     def place(self) -> Place:
@@ -102,14 +114,11 @@ def stops_of(
         loops: what of it are loops, by equation.
     """
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
-    stops, of_param = [], dict[int, set[Place]]()
-    for loop in (None, *loops.values()):
-        home = prog if loop is None else loop.prog
-        for index in filter(lambda i: is_matrix(home.reader(i)), home.frame.sites):
-            number = home.origins.get(home.kernel(index))
-            if number is not None:
-                of_param.setdefault(number, set()).add(_place(loop, index))
-                stops.append((number, _stop(home, index, shapes, loop)))
+    reads, of_param = list(_reads(prog, loops)), dict[int, set[Place]]()
+    for loop, index, source in reads:
+        if not source.path:
+            of_param.setdefault(source.number, set()).add(_place(loop, index))
+    stops = [(r[2].number, _stop(prog, child, *r)) for r in reads]
     serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
     # What is whole stays as it is: elsewhere it is right.
     whole = {n for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
@@ -121,6 +130,57 @@ def stops_of(
             for s in _own_bias(prog, loops, free)
         ]
     )
+
+
+def _matrices(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int]]:
+    """Equations that are rows times a kernel, in the program and in its loops."""
+    for loop in (None, *loops.values()):
+        home = prog if loop is None else loop.prog
+        yield from ((loop, i) for i in home.frame.sites if is_matrix(home.reader(i)))
+
+
+def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Source]]:
+    """Those that can be refitted, and where their kernels come from.
+
+    A parameter that kernels are computed from must serve nothing else.
+    """
+    by_param: dict[int, list[tuple[Loop | None, int, Source]]] = {}
+    for loop, index in _matrices(prog, loops):
+        home = prog if loop is None else loop.prog
+        source = source_of(home, home.kernel(index))
+        if source is not None:
+            by_param.setdefault(source.number, []).append((loop, index, source))
+    for number, found in by_param.items():
+        edges, rounds = set[Edge](), set[Edge]()
+        for loop, index, source in found:
+            home = prog if loop is None else loop.prog
+            made = home.frame.jaxpr.eqns[index].outvars[0]
+            edges |= {*source.edges, (home.kernel(index), made)}
+            rounds |= {*source.rounds}
+        plain = [read for read in found if not read[2].path]
+        only = plain or serves_only(prog, loops, number, edges, rounds)
+        yield from found if only and not plain else plain
+
+
+def kept_as_cut(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[str]:
+    """The parameters that kernels are computed from which are not refitted.
+
+    Only those of readers that channels are cut of.
+    """
+    refitted, names = {stop.place for stop in stops}, dict[str, None]()
+    for loop, index in _matrices(prog, loops):
+        home = prog if loop is None else loop.prog
+        kernel, reader = home.kernel(index), home.reader(index)
+        counts = [(prog.evaluator.k.count(d), d.size) for d in _read(reader)]
+        cut = any(n < size for n, size in counts) and all(n for n, _ in counts)
+        if cut and kernel not in home.origins and _place(loop, index) not in refitted:
+            names.update((prog.paths[i], None) for i in sorted(behind(home, kernel)))
+    return list(names)
+
+
+def _read(reader: Reader) -> list[Any]:
+    operand = reader.ins[reader.site.at]
+    return [operand.dims[axis] for axis in channel_axes(reader, reader.site.at)]
 
 
 def _place(loop: Loop | None, index: int) -> Place:
@@ -144,21 +204,28 @@ def _full(prog: Program, number: int) -> tuple[int, ...]:
 
 
 def _stop(
-    prog: Program, index: int, shapes: Mapping[str, Any], loop: Loop | None
+    prog: Program,
+    child: Mapping[str, Any],
+    loop: Loop | None,
+    index: int,
+    source: Source,
 ) -> Stop | None:
-    reader, kept = prog.reader(index), prog.evaluator.k
-    at, var = 1 - reader.site.at, prog.kernel(index)
-    path = prog.paths[prog.origins[var]]
-    sizes = [kept.count(d) for d in reader.ins[at].dims]
+    home = prog if loop is None else loop.prog
+    reader, kept = home.reader(index), home.evaluator.k
+    path, sizes = home.paths[source.number], home.sizes(home.kernel(index))
     if 0 in sizes or any(kept.count(d) == 0 for d in reader.outs[0].dims):
         return None
+    affine = affine_of(home, source, home.kernel(index), child) if source.path else None
+    if source.path and affine is None:
+        return None
     kernel = np.broadcast_to(np.float32(0), sizes)
-    reach, made = reach_of(prog, index), made_axes(reader, kernel)
+    reach, made = reach_of(home, index), made_axes(reader, kernel)
+    shapes = {name: np.shape(leaf) for name, leaf in child.items()}
     return Stop(
-        *(index, reader, path, positions(prog, var, shapes[path]), reach),
-        *(bias_of(prog, reach, made, shapes), kernel, groups_of(reader, kept)),
-        *(features_of(reader, kernel), rows_of(reader), inner_of(prog, index)),
-        *(loop, None, loop is not None),
+        *(index, reader, path, lies(home, source, shapes[path]), reach),
+        *(bias_of(home, reach, made, shapes), kernel, groups_of(reader, kept)),
+        *(features_of(reader, kernel), rows_of(reader), inner_of(home, index)),
+        *(loop, None, loop is not None, affine),
     )
 
 
@@ -169,7 +236,7 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
     for stop in stops:
         if stop.bias is not None:
             path, where = stop.bias
-            var = stop.reach.bias[0]  # type: ignore[index]
+            var = stop.reach.bias.var  # type: ignore[union-attr]
             found = {_place(stop.loop, i) for i in stop.home(prog).users[var]}
             users.setdefault(path, set()).update(found)
             places.setdefault(path, []).append(where)
@@ -201,8 +268,9 @@ def _one_each(stops: list[Stop]) -> Iterator[Stop]:
         return
     same: dict[Any, list[Stop]] = {}
     for stop in stops:
-        blocks = stop.blocks
-        same.setdefault((blocks.shape, blocks.tobytes()), []).append(stop)
+        arrays = stop.blocks, *(stop.affine or ())
+        key = tuple((a.shape, a.tobytes()) for a in arrays)
+        same.setdefault(key, []).append(stop)
     places = [found[0].where.ravel() for found in same.values()]
     times = np.bincount(np.concatenate(places))
     for found, where in zip(same.values(), places, strict=True):

@@ -9,12 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from cutjax.recover.follow import Reach, demand
+from cutjax.recover.follow import Reach, demand, moved_back
 from cutjax.recover.products import wanted
 from cutjax.recover.program import Program, read
 from cutjax.recover.rows import Sample, made_axes, rows_at, some_made
 from cutjax.recover.stops import Stop
-from cutjax.rules.base import Value
 
 
 def target(
@@ -45,29 +44,29 @@ def target(
         def some(value: Any) -> Any:
             return some_made(stop.reader, value, stop.kernel, sample)
 
-        def stays(value: Any, like: Value) -> Any:
-            return _stays(prog, stop, value, like, some)
+        def stays(value: Any) -> Any:
+            return _stays(prog, stop, value, some)
 
         made = parent[out]
         if stop.inner is not None:
             made = wanted(prog, stop.inner, parent, stop.index)
-        made = stays(made, prog.frame.values[out])
+        made = stays(made)
         if other is None:
             return made
-        there = stays(read(parent, other), prog.frame.read(other))
-        wrong = (there - some(read(child, other))) * stop.reach.sign
-        if stop.reach.path:
+        moves = stop.reach.moves
+        there = stays(moved_back(prog, moves, read(parent, other), full=True))
+        wrong = there - some(moved_back(prog, moves, read(child, other)))
+        wrong = wrong * stop.reach.sign
+        if not stop.reach.plain:
             wrong = _before(wrong, some(_scale(prog, stop.reach, child, out)))
         return made + wrong.astype(made.dtype)
 
     return of
 
 
-def _stays(
-    prog: Program, stop: Stop, value: Any, like: Value, some: Callable[[Any], Any]
-) -> Any:
-    """Some rows of one of the parent's values, of the channels that stay."""
-    reader, kernel = stop.reader, stop.kernel
+def _stays(prog: Program, stop: Stop, value: Any, some: Callable[[Any], Any]) -> Any:
+    """Some rows of what the parent makes, or of the like, of the channels that stay."""
+    reader, kernel, like = stop.reader, stop.kernel, stop.reader.outs[0]
     channels, at = made_axes(reader, kernel), rows_at(reader, kernel)
     rows = some(prog.evaluator.cut_const(value, like, channels))
     dims = [like.dims[a] for a in channels]
@@ -79,10 +78,9 @@ def _stays(
 
 def _scale(prog: Program, reach: Reach, child: Mapping[Any, Any], out: Any) -> Any:
     """By how much the end of a reader's path rises with what it makes."""
-    through, dims = demand(prog, reach, child), prog.frame.values[out].dims
-    sizes = [prog.evaluator.k.count(d) for d in dims]
-    ones = jnp.ones(sizes, out.aval.dtype)
-    return through(ones) - through(0 * ones)
+    through = demand(prog, reach, child)
+    ones = jnp.ones(prog.sizes(out), out.aval.dtype)
+    return moved_back(prog, reach.moves, through(ones) - through(0 * ones))
 
 
 def _before(wrong: Any, scale: Any) -> Any:

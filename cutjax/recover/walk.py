@@ -23,13 +23,16 @@ from cutjax.recover.loops import with_loops
 from cutjax.recover.measures import measure
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, refitted
-from cutjax.recover.stops import Place, Stop, stops_of
+from cutjax.recover.stops import Place, Stop, kept_as_cut, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
 
 ZERO = np.int32(0)
 
 WayOf = Callable[[Stop, int], Way]
+
+NAMED = 8
+"""Parameters named in a warning, at most."""
 
 SMALL = 3e8
 """Numbers made per reader, in all batches, below which programs are compiled quickly: a
@@ -65,6 +68,7 @@ def recovered(
     prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=False)
     prog, loops = with_loops(prog, keep)
     stops = [s for s in stops_of(prog, as_cut, loops) if s.path in used]
+    _warn_of_kept([n for n in kept_as_cut(prog, loops, stops) if n in used], label)
     ways = {s.place: way_of(s, len(inputs) * s.steps) for s in stops}
     parent = list(named_leaves(params).values())
     spread = is_spread((params, inputs))
@@ -301,18 +305,30 @@ def _warn(fit: Fit, label: str) -> None:
         )
 
 
+def _warn_of_kept(names: Sequence[str], label: str) -> None:
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        warnings.warn(
+            f"{label}: kernels computed from {', '.join(map(repr, names[:NAMED]))}"
+            f"{more} stay as cut: the way they are computed is not undone",
+            stacklevel=4,
+        )
+
+
 def _written(
     child: Mapping[str, Any], stop: Stop, kernel: Any, shift: Any
 ) -> dict[str, Any]:
     """The child's parameters with one reader's kernel, and what shifts it, replaced."""
     out = {**child}
     leaf = np.array(out[stop.path])
+    if stop.affine is not None:
+        kernel = stop.affine.undone(kernel)
     leaf.reshape(-1)[stop.where.ravel()] = np.asarray(kernel, leaf.dtype).ravel()
     out[stop.path] = jnp.asarray(leaf)
     if stop.bias is not None and shift is not None:
         path, where = stop.bias
         leaf = np.array(out[path])
-        sign = stop.reach.bias[1]  # type: ignore[index]
+        sign = stop.reach.bias.sign  # type: ignore[union-attr]
         leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
         out[path] = jnp.asarray(leaf)
     return out
