@@ -45,8 +45,8 @@ def compensate(
     embedding that is a head too) or a third (what a recurrence reads in every step of
     its loop), and stay as cut if it brings nothing. What is read in a `while` or in
     branches stays as cut. A kernel may be computed from one parameter, scaled and
-    shifted weight by weight (`w * c`, `w + a @ b`) or rounded straight through; computed
-    otherwise (normalised weights, products of parameters) it stays as cut.
+    shifted weight by weight (`w * c`, `w + a @ b`) or rounded straight through. What is
+    computed otherwise (normalised weights, products of parameters) stays as cut.
 
     Args:
         apply: the full function.
