@@ -14,6 +14,7 @@ from cutjax._jit import jit
 from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
+from cutjax.members import pruned
 from cutjax.mirror import named_leaves
 from cutjax.placed import automatic, divided, is_spread, relaxed
 from cutjax.recover import judge, normal
@@ -25,7 +26,7 @@ from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, refitted
 from cutjax.recover.stops import Place, Stop, stops_of
 from cutjax.rules.base import shape_of
-from cutjax.shrink import check_params, cut_params, needed, pruned, select
+from cutjax.shrink import check_params, cut_params, needed, select
 
 ZERO = np.int32(0)
 
