@@ -57,7 +57,9 @@ def mask(params: Any, graph: Graph, keep: Keep) -> Any:
     The masked function equals the cut one where no statistic runs over the channels and
     what reads them multiplies by a masked kernel. A sum, or a product of two
     activations, over channels that are not zero at zero (`elu(q) + 1`) still counts
-    masked channels; the cut function, as narrower layers would, does not.
+    masked channels; the cut function, as narrower layers would, does not. Where a
+    kernel's columns are divided by their own norms, a masked one is 0/0: the masked
+    function answers NaN, the cut one is right.
 
     Args:
         params: the full parameters, or any pytree that mirrors them.

@@ -12,7 +12,7 @@ from cutjax import proof, told, walk, zeros
 from cutjax.activations import activations_of
 from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
-from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
+from cutjax.errors import CutjaxError, KeepError, MismatchError, TraceError, suggest
 from cutjax.flow import flow_of
 from cutjax.given import several
 from cutjax.graph import Graph, Group, Member
@@ -58,7 +58,8 @@ def trace(
         The graph; `print(graph)` shows one line per group.
 
     Raises:
-        TraceError: a primitive has no rule; the message names the line of code.
+        TraceError: a primitive has no rule; the message names the line of code. Or two
+            parameters have one name.
         MismatchError: the function does not accept the parameters and inputs.
 
     Example:
@@ -71,6 +72,7 @@ def trace(
     """
     if on_unknown not in ("raise", "pin"):
         raise CutjaxError(f"on_unknown={on_unknown!r}; it takes 'raise' or 'pin'")
+    _check_names(params)
     shapes = {n: _shape(n, leaf) for n, leaf in named_leaves(params).items()}
     jaxpr, out = _jaxpr(apply, params, inputs)
     walker = Walker(on_unknown)
@@ -157,6 +159,18 @@ def _term(
 def _held(dims: Iterable[Var], name: Callable[[Var], Axis]) -> tuple[str, ...]:
     found = (leaf.name for d in dims for leaf in leaves(freeze(d, name)))
     return tuple(dict.fromkeys(found))
+
+
+def _check_names(params: Any) -> None:
+    found: dict[str, Any] = {}
+    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+        other = found.setdefault(path_name(path), path)
+        if other != path:
+            both = " and ".join(map(jax.tree_util.keystr, (other, path)))
+            raise TraceError(
+                f"two parameters are called {path_name(path)!r}: {both}; let no key "
+                "have a slash"
+            )
 
 
 def _shape(name: str, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -141,3 +141,26 @@ def test_zero_gradients_of_one_key_are_small(batch):
     assert jax.tree.map(jnp.shape, got) == shapes
     _, got = cj.shrink(jax.value_and_grad(loss), graph, keep)(small, x)
     assert jax.tree.map(jnp.shape, got) == shapes
+
+
+def test_a_training_step_returns_outputs_beside_what_mirrors_at_equal_sizes():
+    optimizer = optax.adam(1e-2)
+
+    def step(params, state, x):
+        def loss(p):
+            out = in_train_mode(p, x)
+            return sum(jnp.sum(v**2) for v in out["out"]["heads"].values()), out
+
+        grads, out = jax.grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return out, (optax.apply_updates(params, updates), state), grads
+
+    x = jnp.arange(128.0).reshape(32, 4) / 64
+    graph = cj.trace(in_train_mode, NESTED, x)
+    small = cj.cut_params(NESTED, graph, HALF)
+    state = optimizer.init(small)
+    out, new, grads = cj.shrink(step, graph, HALF)(small, state, x)
+    assert out["out"]["heads"]["smile"].shape == (32, 1)
+    assert out["state"]["trunk"]["mean"].shape == (16,)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, (small, state))
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, small)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError
+from cutjax.given import check_known
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
 from cutjax.members import pruned
@@ -58,9 +59,11 @@ def recovered(
         label: of the progress bar and of warnings.
     """
     check_params(params, graph)
+    check_known(label, params)
     params = relaxed(params)
     chosen = graph.check_tasks(tasks)
     inputs = _inputs(batches, graph, sharding)
+    check_known(label, inputs)
     as_cut = named_leaves(cut_params(params, graph, keep))
     used = needed(graph, tasks)
     prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=False)
