@@ -37,6 +37,18 @@ from cutjax.saliency.taylor import (
     taylor_squared as taylor_squared,
 )
 
+ALL = {
+    f.name: f
+    for f in (
+        *(taylor, taylor_squared, taylor_signed, fisher, gram, hessian, joint),
+        reconstruction,
+        *(cut, snip, grasp, cosprune),
+        *(l1, l2, linf, bn_scale, lamp, fpgm),
+        *(mean_activation, zero_rate, wanda, mutual_information, random),
+    )
+}
+"""Every criterion by name."""
+
 Own = Callable[..., dict[str, Scores]]
 Many = Mapping[str, Family | Criterion] | Sequence[Family | Criterion | str]
 
@@ -111,8 +123,6 @@ def saliency(
 
 def _made(criterion: Any) -> Criterion:
     if isinstance(criterion, str):
-        from cutjax.criteria import ALL  # which is made of what is in here
-
         if criterion not in ALL:
             known = suggest(criterion, ALL)
             raise CutjaxError(f"no criterion {criterion!r} in cutjax.criteria; {known}")
