@@ -8,6 +8,7 @@ import pytest
 
 import cutjax as cj
 from cutjax.errors import MismatchError
+from cutjax.merge.merged import mirrors
 from cutjax.mirror import mirrored, namesake
 
 PARAMS = {
@@ -164,3 +165,14 @@ def test_a_training_step_returns_outputs_beside_what_mirrors_at_equal_sizes():
     assert out["state"]["trunk"]["mean"].shape == (16,)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, (small, state))
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, small)
+
+
+@pytest.mark.parametrize("batch", [31, 32])
+def test_answers_of_a_merged_network_are_no_updates(batch):
+    def train(p, x):
+        out = in_train_mode(p, x)
+        return out["out"], out["state"]
+
+    x = jnp.ones((batch, 4))
+    net = cj.merge.Network(train, NESTED, cj.trace(train, NESTED, x))
+    assert mirrors(net, (x,)) == {2: "trunk/mean"}
