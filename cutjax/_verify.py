@@ -14,8 +14,9 @@ from cutjax.dims import Keep, count
 from cutjax.errors import CheckpointError, MismatchError
 from cutjax.graph import Graph
 from cutjax.graph_json import struct_from_json, struct_to_json
+from cutjax.members import pruned
 from cutjax.mirror import named_leaves
-from cutjax.shrink import needed, pruned
+from cutjax.shrink import needed
 
 OUTPUT = "output"
 

@@ -6,30 +6,31 @@ cj.criteria.snip(reduce=cj.criteria.members.average))` for several in one pass, 
 """
 
 from cutjax.saliency import (
-    bn_scale,
-    cosprune,
-    cut,
-    fisher,
-    fpgm,
-    gram,
-    grasp,
-    hessian,
-    joint,
-    l1,
-    l2,
-    lamp,
-    linf,
-    mean_activation,
+    ALL as ALL,
+    bn_scale as bn_scale,
+    cosprune as cosprune,
+    cut as cut,
+    fisher as fisher,
+    fpgm as fpgm,
+    gram as gram,
+    grasp as grasp,
+    hessian as hessian,
+    joint as joint,
+    l1 as l1,
+    l2 as l2,
+    lamp as lamp,
+    linf as linf,
+    mean_activation as mean_activation,
     members as members,
-    mutual_information,
-    random,
-    reconstruction,
-    snip,
-    taylor,
-    taylor_signed,
-    taylor_squared,
-    wanda,
-    zero_rate,
+    mutual_information as mutual_information,
+    random as random,
+    reconstruction as reconstruction,
+    snip as snip,
+    taylor as taylor,
+    taylor_signed as taylor_signed,
+    taylor_squared as taylor_squared,
+    wanda as wanda,
+    zero_rate as zero_rate,
 )
 from cutjax.saliency.criterion import (
     Criterion as Criterion,
@@ -40,15 +41,3 @@ from cutjax.saliency.criterion import (
 from cutjax.saliency.family import criterion as criterion
 from cutjax.saliency.gather import finish as finish, gather as gather
 from cutjax.saliency.seen import Seen as Seen
-
-ALL = {
-    f.name: f
-    for f in (
-        *(taylor, taylor_squared, taylor_signed, fisher, gram, hessian, joint),
-        reconstruction,
-        *(cut, snip, grasp, cosprune),
-        *(l1, l2, linf, bn_scale, lamp, fpgm),
-        *(mean_activation, zero_rate, wanda, mutual_information, random),
-    )
-}
-"""Every criterion by name."""

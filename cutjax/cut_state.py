@@ -17,8 +17,9 @@ import optax
 from cutjax.dims import Keep, count
 from cutjax.errors import MismatchError
 from cutjax.graph import Graph
+from cutjax.members import pruned
 from cutjax.mirror import named_leaves, path_name
-from cutjax.shrink import narrowed, needed, pruned
+from cutjax.shrink import narrowed, needed
 
 Shape = tuple[int, ...]
 

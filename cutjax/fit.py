@@ -18,7 +18,7 @@ from jax.sharding import Sharding
 from tqdm import tqdm
 
 from cutjax import _resume
-from cutjax.data.base import Split
+from cutjax.data.base import Split, as_split
 from cutjax.losses import of_classes, summed
 from cutjax.training import (
     loop,
@@ -135,7 +135,7 @@ def fit(
         >>> round(float(w), 3), len(info.history)
         (1.0, 4)
     """
-    data = Split(*data)
+    data = as_split(data, "fit")
     options = opt.Options(
         epochs,
         batch_size,

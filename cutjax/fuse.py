@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cutjax.errors import DataError, KeepError
+from cutjax.given import check_scores
 
 Scores = Mapping[str, Float[np.ndarray, "_"]]
 """Per group, one score per channel."""
@@ -25,6 +26,7 @@ def _stack(scores: Mapping[str, Scores]) -> Float[np.ndarray, "tasks channels"]:
     """All channels of all groups, one row per task, each row summing to one."""
     if not scores:
         raise KeepError("no task to fuse")
+    check_scores(scores)
     first, *rest = scores.values()
     if any(
         {n: len(v) for n, v in s.items()} != {n: len(v) for n, v in first.items()}

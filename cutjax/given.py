@@ -1,8 +1,12 @@
 """Names as callers give them: one, or several."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from cutjax.errors import KeepError, suggest
+import jax
+from jax.core import Tracer
+
+from cutjax.errors import CutjaxError, KeepError, suggest
 
 
 def several(names: Iterable[str] | str) -> tuple[str, ...]:
@@ -32,3 +36,31 @@ def chosen_tasks(tasks: Iterable[str] | str, known: Collection[str]) -> tuple[st
     if not chosen:
         raise KeepError(f"no task chosen; the function answers {list(known)}")
     return chosen
+
+
+def check_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that scores are per task and group.
+
+    Raises:
+        KeepError: they are of several criteria, as `saliency` returns them.
+    """
+    for name, tasks in scores.items():
+        inner = tasks.values() if isinstance(tasks, Mapping) else ()
+        if any(isinstance(groups, Mapping) for groups in inner):
+            raise KeepError(
+                f"these are scores of the criteria {list(scores)}; choose one "
+                f"criterion: scores[{name!r}]"
+            )
+
+
+def check_known(what: str, *values: Any) -> None:
+    """Check that values are known now.
+
+    Raises:
+        CutjaxError: `what` is called under `jax.jit` or another transformation.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
+        raise CutjaxError(
+            f"{what} decides on shapes by values, on the host: call it outside of "
+            "jax.jit, jax.grad and jax.vmap"
+        )

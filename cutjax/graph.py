@@ -11,7 +11,7 @@ from cutjax.cost import Activation, Cost, Term, cost_of
 from cutjax.dims import Axis, Keep
 from cutjax.errors import KeepError, suggest
 from cutjax.flow import Flow, alive
-from cutjax.given import chosen_tasks
+from cutjax.given import check_known, chosen_tasks
 
 
 class Member(NamedTuple):
@@ -192,6 +192,7 @@ class Graph:
             KeepError: unknown group, wrong length, pinned group cut, nothing kept where
                 an output needs it.
         """
+        check_known("a keep", keep)
         for name, mask in keep.items():
             group, mask = self[name], np.asarray(mask)
             if mask.shape != (group.size,) or mask.dtype != bool:

@@ -1,6 +1,6 @@
 """Changing the parameters of a graph, or whatever mirrors them, leaf by leaf."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,3 +57,30 @@ def map_mirrored(
     if graph.shapes and not hits:
         check(params, graph)
     return out
+
+
+def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
+    """A pytree without some leaves: keys of dicts go, in other nodes they are None."""
+
+    def visit(node: Any, prefix: str) -> Any:
+        if isinstance(node, Mapping):
+            inner = {k: visit(v, f"{prefix}{k}/") for k, v in node.items()}
+            full = {
+                k: v
+                for k, v in inner.items()
+                if jax.tree.leaves(v) or not jax.tree.leaves(node[k])
+            }
+            return type(node)(full)  # pyright: ignore[reportCallIssue]
+        leaves, structure = jax.tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda inner: inner is not node and isinstance(inner, Mapping)
+        )
+        values = []
+        for path, leaf in leaves:
+            name = prefix + path_name(path) if path else prefix[:-1]
+            if isinstance(leaf, Mapping):
+                values.append(visit(leaf, f"{name}/"))
+            else:
+                values.append(None if gone(name, leaf) else leaf)
+        return jax.tree.unflatten(structure, values)
+
+    return visit(tree, "")

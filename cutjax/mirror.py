@@ -1,14 +1,22 @@
 """Which leaves of a pytree mirror parameters: state, momenta, averages, new statistics.
 
 A leaf mirrors a parameter when its key path ends with the parameter's path (or with
-what is left of it below its collection, such as `params`), and the shapes agree.
+what is left of it below its collection, such as `params`), and the shapes agree. So
+does each leaf of a result that is built like the parameters. An output per example may
+look like that by chance, at one size of the batch: it has the axis of the examples
+where the parameter has another.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+
+from cutjax.unify import Var, leaf_vars
+
+Dims = tuple[Var, ...]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -65,3 +73,64 @@ def mirrored(
     """
     found = namesake(name, shapes)
     return found if found is not None and shapes[found] == shape else None
+
+
+def states(
+    out: Any,
+    like: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    by_example: Callable[[int, str], bool],
+) -> list[str | None]:
+    """Which parameter each leaf of a result mirrors, or None, in order.
+
+    Args:
+        out: the result, of arrays or their shapes.
+        like: the structure of the parameters.
+        shapes: path name of each parameter -> its shape, in order.
+        by_example: of the number of a leaf and a parameter, whether the leaf has an
+            axis of examples where the parameter has none.
+    """
+
+    def twin(node: Any) -> bool:
+        return jax.tree.structure(node) == like and [
+            leaf.shape for leaf in jax.tree.leaves(node)
+        ] == [*shapes.values()]
+
+    # One array, or numbers only, are built like too much.
+    firm = not jax.tree_util.treedef_is_leaf(like) and any(
+        math.prod(shape) > 1 for shape in shapes.values()
+    )
+    found: list[str | None] = []
+    is_leaf = twin if firm else None
+    for path, node in jax.tree_util.tree_flatten_with_path(out, is_leaf=is_leaf)[0]:
+        pairs = list(enumerate(shapes, len(found)))
+        if firm and twin(node) and not any(by_example(*pair) for pair in pairs):
+            found += shapes
+            continue
+        for inner, leaf in jax.tree_util.tree_flatten_with_path(node)[0]:
+            name = mirrored(path_name((*path, *inner)), leaf.shape, shapes)
+            chance = name is not None and by_example(len(found), name)
+            found.append(None if chance else name)
+    return found
+
+
+def examples_axis(inputs: Sequence[Dims]) -> Callable[[Dims, Sequence[Dims]], bool]:
+    """Whether an array has the axis of the examples where a parameter has another.
+
+    Args:
+        inputs: the axes of what the function is given, the examples in front.
+
+    Returns:
+        A function of the axes of an array, and those of the parameter, once or more.
+    """
+    every = {leaf for dims in inputs for d in dims[:1] for leaf in leaf_vars(d)}
+
+    def has(dims: Dims, params: Sequence[Dims]) -> bool:
+        for axis, d in enumerate(dims):
+            own = {leaf for other in params for leaf in leaf_vars(other[axis])}
+            # Axes of size 1 are never tied, so that they tell nothing.
+            if any(v.size > 1 and v in every - own for v in leaf_vars(d)):
+                return True
+        return False
+
+    return has

@@ -15,6 +15,7 @@ from cutjax import fuse
 from cutjax.budget import Budget
 from cutjax.dims import Keep
 from cutjax.errors import KeepError
+from cutjax.given import check_scores
 from cutjax.graph import Graph
 from cutjax.plan import PlanInfo, plan
 
@@ -85,6 +86,7 @@ def worst_case(
     Reference:
         Freund & Schapire, Adaptive game playing using multiplicative weights, 1999.
     """
+    check_scores(scores)
     chosen = graph.check_tasks(tuple(scores) if tasks is None else tasks)
     weights = dict.fromkeys(chosen, 1 / len(chosen))
     best: Point | None = None
@@ -126,6 +128,7 @@ def front(
     Returns:
         The points of the front, in the order of `weights`.
     """
+    check_scores(scores)
     chosen = graph.check_tasks(tuple(scores) if tasks is None else tasks)
     tried = _grid(chosen) if weights is None else list(weights)
     points = [point(graph, scores, w, budget, baseline, **planning) for w in tried]

@@ -12,7 +12,7 @@ from cutjax.allocate import Allocate, greedy
 from cutjax.budget import Budget
 from cutjax.cost import Cost, amounts
 from cutjax.errors import DataError, KeepError, suggest
-from cutjax.given import several
+from cutjax.given import check_known, check_scores, several
 from cutjax.graph import Graph
 from cutjax.normalize import Normalize
 
@@ -102,8 +102,8 @@ def plan(
 
     Raises:
         BudgetError: the budget cannot be met.
-        KeepError: unknown task, scores that do not fit the graph, or a pattern of `pin`
-            that matches no group.
+        KeepError: unknown task, scores that do not fit the graph or are of several
+            criteria, or a pattern of `pin` that matches no group.
         DataError: scores are NaN or infinite.
 
     Example:
@@ -116,6 +116,8 @@ def plan(
         >>> keep["a:1"].tolist(), info.cost.params
         ([True, False, True, False], 6)
     """
+    check_scores(scores)
+    check_known("plan", scores)
     chosen = graph.check_tasks(tuple(scores) if tasks is None else tasks)
     used = {task: _checked(task, scores, graph) for task in chosen}
     if normalize is not None:

@@ -316,7 +316,8 @@ def resized(
     args: Sequence[Any],
     *,
     data: Sequence[bool] | None = None,
-    out_axes: Callable[[], Sequence[Axes | None]] | None = None,
+    out_axes: Callable[[Sequence[Value], Sequence[Value]], Sequence[Axes | None]]
+    | None = None,
     hook: Hook | None = None,
     flat: bool = False,
     on_unknown: str = "raise",
@@ -329,8 +330,8 @@ def resized(
         keep: the kept positions of the groups named in `in_axes`.
         args: the small arguments.
         data: which arguments are data rather than parameters; all, if not given.
-        out_axes: asked once `fn` was traced: for each output, its axes if it mirrors
-            parameters.
+        out_axes: asked once `fn` was walked: from what is known of arguments and
+            outputs to the axes of each output, if it mirrors parameters.
         hook: see `Evaluator`.
         flat: see `Evaluator`.
         on_unknown: see `trace`.
@@ -351,7 +352,7 @@ def resized(
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*map(_full_aval, in_axes, args)), ins)
     pin_constants(walker)
-    known = out_axes() if out_axes else [None] * len(frame.outs)
+    known = out_axes(ins, frame.outs) if out_axes else [None] * len(frame.outs)
     for value, axes in zip(frame.outs, known, strict=True):
         if axes is not None:
             dims = [to_var(walker.solver, a, table) for a in axes]

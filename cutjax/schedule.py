@@ -234,7 +234,7 @@ def iterate(
         `last.params`.
 
     Raises:
-        BudgetError: a budget that cannot be met from where the rounds are.
+        BudgetError: budgets rise, or one cannot be met from where the rounds are.
         KeepError: scores or recovered parameters that do not fit.
         MismatchError: `inputs` are not like what the graph was traced with.
 
@@ -248,13 +248,12 @@ def iterate(
     keep: dict[str, np.ndarray] = {}
     fn, now = cut(apply, params, graph, keep, only)
     here, values = traced(fn, now, graph, inputs), params
-    for budget in budgets:
+    for limits in falling(budgets, graph, chosen):
         names = called(graph, keep, here)
         if masked:
             scores = _left(score(apply, values, graph), here, keep, names)
         else:
             scores = score(fn, now, here)
-        limits = absolute(budget, graph, chosen)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
         before, keep = keep, compose(graph, keep, inner, names)
         now = cut_again(now, graph, before, keep)
@@ -348,6 +347,25 @@ def absolute(budget: Budget, graph: Graph, tasks: tuple[str, ...]) -> Budget:
         elif value is not None:
             out[resource] = whole(resource, "all", value)
     return replace(budget, **out)
+
+
+def falling(
+    budgets: Sequence[Budget], graph: Graph, tasks: tuple[str, ...]
+) -> list[Budget]:
+    """The budgets of rounds as whole numbers, see `absolute`.
+
+    Raises:
+        BudgetError: one leaves more of something than the one before.
+    """
+    limits = [absolute(budget, graph, tasks) for budget in budgets]
+    for number, (before, after) in enumerate(itertools.pairwise(limits), 2):
+        for key, amount in after.asked.items():
+            if amount > (least := before.asked.get(key, amount)):
+                raise BudgetError(
+                    f"budget {number} leaves {amount:,} {key}, more than the {least:,} "
+                    "of the one before: what is gone stays gone, so let budgets fall"
+                )
+    return limits
 
 
 def _masking(apply: Callable[..., Any], graph: Graph, keep: Keep) -> Callable[..., Any]:

@@ -13,10 +13,14 @@ from cutjax.dims import Fixed, Keep, count, kept
 from cutjax.errors import KeepError, MismatchError, suggest
 from cutjax.given import several
 from cutjax.graph import Graph
-from cutjax.members import map_mirrored
-from cutjax.mirror import mirrored, named_leaves, path_name
+from cutjax.members import map_mirrored, pruned
+from cutjax.mirror import Dims, examples_axis, mirrored, named_leaves, path_name, states
 from cutjax.placed import relaxed
 from cutjax.resize import Axes, Hook, resized
+from cutjax.rules.base import Value
+
+GONE = object()
+"""Stands for the state of a parameter that no chosen task needs."""
 
 
 def select(apply: Callable[..., Any], tasks: Sequence[str] | str) -> Callable[..., Any]:
@@ -53,7 +57,9 @@ def mask(params: Any, graph: Graph, keep: Keep) -> Any:
     The masked function equals the cut one where no statistic runs over the channels and
     what reads them multiplies by a masked kernel. A sum, or a product of two
     activations, over channels that are not zero at zero (`elu(q) + 1`) still counts
-    masked channels; the cut function, as narrower layers would, does not.
+    masked channels; the cut function, as narrower layers would, does not. Where a
+    kernel's columns are divided by their own norms, a masked one is 0/0: the masked
+    function answers NaN, the cut one is right.
 
     Args:
         params: the full parameters, or any pytree that mirrors them.
@@ -212,7 +218,6 @@ def rewrite(
     graph.check_keep(keep, chosen)
     absent = frozenset(graph.shapes) - needed(graph, tasks)
     widths = {name: int(np.sum(m)) for name, m in keep.items()}
-    full = {name: s.shape for name, s in graph.shapes.items()}
     small = {
         name: tuple(count(axis, widths) for axis in axes)
         for name, axes in graph.axes.items()
@@ -228,15 +233,18 @@ def rewrite(
             for name, leaf in zip(names, values, strict=True)
         ]
         trees: list[Any] = []
+        held: list[str | None] = []
 
         def flat_apply(*flat_args: Any) -> list[Any]:
             out = apply(*jax.tree.unflatten(tree, flat_args))
-            if tasks is not None:
-                out = _answering(out, graph, chosen)
-                out = pruned(out, lambda n, v: mirrored(n, v.shape, full) in absent)
-            found, out_tree = jax.tree_util.tree_flatten_with_path(out)
-            trees.append((out_tree, [_state(p, v, graph, full) for p, v in found]))
-            return [v for _, v in found]
+            out = out if tasks is None else _answering(out, graph, chosen)
+            flat, out_tree = jax.tree.flatten(out)
+            trees.append(out_tree)
+            return flat
+
+        def out_axes(ins: Sequence[Value], outs: Sequence[Value]) -> list[Axes | None]:
+            held[:] = _states(graph, names, ins, trees[-1], outs)
+            return [None if n is None or n in absent else graph.axes[n] for n in held]
 
         result = resized(
             flat_apply,
@@ -244,20 +252,46 @@ def rewrite(
             keep,
             values,
             data=[name is None for name in names],
-            out_axes=lambda: trees[-1][1],
+            out_axes=out_axes,
             hook=hook,
             flat=flat,
             on_unknown=graph.on_unknown,
         )
-        return jax.tree.unflatten(trees[-1][0], result.outs)
+        if tasks is None:
+            return jax.tree.unflatten(trees[-1], result.outs)
+        left = [
+            GONE if name in absent else value
+            for name, value in zip(held, result.outs, strict=True)
+        ]
+        out = jax.tree.unflatten(trees[-1], left)
+        return pruned(out, lambda _, leaf: leaf is GONE)
 
     return rewritten
 
 
-def _state(path: tuple[Any, ...], leaf: Any, graph: Graph, full) -> Axes | None:
-    """The axes of an output that mirrors a parameter."""
-    name = mirrored(path_name(path), tuple(jnp.shape(leaf)), full)
-    return None if name is None else graph.axes[name]
+def _states(
+    graph: Graph,
+    names: Sequence[str | None],
+    ins: Sequence[Value],
+    tree: Any,
+    outs: Sequence[Value],
+) -> list[str | None]:
+    """Which parameters the outputs mirror; `names` are those of the arguments."""
+    params: dict[str, list[Dims]] = {}
+    for name, value in zip(names, ins, strict=True):
+        if name is not None:
+            params.setdefault(name, []).append(value.dims)
+    given = zip(names, ins, strict=True)
+    has = examples_axis([value.dims for name, value in given if name is None])
+    shapes = [
+        jax.ShapeDtypeStruct(tuple(d.size for d in value.dims), float) for value in outs
+    ]
+    return states(
+        jax.tree.unflatten(tree, shapes),
+        graph.treedef,
+        {name: s.shape for name, s in graph.shapes.items()},
+        lambda i, name: has(outs[i].dims, params.get(name, [])),
+    )
 
 
 def _fixed(leaf: Any) -> Axes:
@@ -354,30 +388,3 @@ def _answering(out: Any, graph: Graph, chosen: tuple[str, ...]) -> Any:
         return {t: node[t] for t in chosen} if over_tasks(node) else node
 
     return jax.tree.map(choose, out, is_leaf=over_tasks)
-
-
-def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
-    """A pytree without some leaves: keys of dicts go, in other nodes they are None."""
-
-    def visit(node: Any, prefix: str) -> Any:
-        if isinstance(node, Mapping):
-            inner = {k: visit(v, f"{prefix}{k}/") for k, v in node.items()}
-            full = {
-                k: v
-                for k, v in inner.items()
-                if jax.tree.leaves(v) or not jax.tree.leaves(node[k])
-            }
-            return type(node)(full)  # pyright: ignore[reportCallIssue]
-        leaves, structure = jax.tree_util.tree_flatten_with_path(
-            node, is_leaf=lambda inner: inner is not node and isinstance(inner, Mapping)
-        )
-        values = []
-        for path, leaf in leaves:
-            name = prefix + path_name(path) if path else prefix[:-1]
-            if isinstance(leaf, Mapping):
-                values.append(visit(leaf, f"{name}/"))
-            else:
-                values.append(None if gone(name, leaf) else leaf)
-        return jax.tree.unflatten(structure, values)
-
-    return visit(tree, "")

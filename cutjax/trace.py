@@ -12,12 +12,12 @@ from cutjax import proof, told, walk, zeros
 from cutjax.activations import activations_of
 from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
-from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
+from cutjax.errors import CutjaxError, KeepError, MismatchError, TraceError, suggest
 from cutjax.flow import flow_of
 from cutjax.given import several
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
-from cutjax.mirror import mirrored, named_leaves, path_name
+from cutjax.mirror import examples_axis, mirrored, named_leaves, path_name, states
 from cutjax.naming import names_of, pin_crumbs, pin_unused
 from cutjax.proof import ties_of
 from cutjax.resize import freeze
@@ -58,7 +58,8 @@ def trace(
         The graph; `print(graph)` shows one line per group.
 
     Raises:
-        TraceError: a primitive has no rule; the message names the line of code.
+        TraceError: a primitive has no rule; the message names the line of code. Or two
+            parameters have one name.
         MismatchError: the function does not accept the parameters and inputs.
 
     Example:
@@ -71,11 +72,14 @@ def trace(
     """
     if on_unknown not in ("raise", "pin"):
         raise CutjaxError(f"on_unknown={on_unknown!r}; it takes 'raise' or 'pin'")
+    _check_names(params)
     shapes = {n: _shape(n, leaf) for n, leaf in named_leaves(params).items()}
     jaxpr, out = _jaxpr(apply, params, inputs)
-    outputs, tasks = _tasks(out, shapes)
     walker = Walker(on_unknown)
-    frame = _walk(walker, jaxpr, shapes, inputs, [task for task, _ in outputs])
+    frame = _walk(walker, jaxpr, shapes, inputs)
+    outputs = _tasks(out, frame, shapes, jax.tree.structure(params), inputs)
+    tasks = tuple(dict.fromkeys(task for task in outputs if task is not None))
+    _pin_outputs(walker, frame, outputs)
     axes = {
         n: frame.values[v].dims
         for n, v in zip(shapes, frame.jaxpr.invars, strict=False)
@@ -83,7 +87,7 @@ def trace(
     pin_unused(walker, axes)
     pin_crumbs(walker, axes)
     _pin_matching(walker, axes, pin)
-    marks, bits = mark(frame, [_bit(tasks, task) for task, _ in outputs])
+    marks, bits = mark(frame, [_bit(tasks, task) for task in outputs])
     reach = {name: _named(tasks, bit) for name, bit in zip(shapes, bits, strict=False)}
     names = names_of(walker, axes)
 
@@ -113,27 +117,26 @@ def trace(
         inputs=tuple(f"{x.dtype}{list(x.shape)}" for x in _leaves(inputs)),
         on_unknown=on_unknown,
         activations=activations_of(walker, axis, served),
-        flow=flow_of(frame, axis, [task for task, _ in outputs]),
+        flow=flow_of(frame, axis, outputs),
     )
 
 
 def _walk(
-    walker: Walker,
-    jaxpr: Any,
-    shapes: Mapping[str, Any],
-    inputs: Sequence[Any],
-    outputs: Sequence[str | None],
+    walker: Walker, jaxpr: Any, shapes: Mapping[str, Any], inputs: Sequence[Any]
 ) -> Frame:
-    """Walk the function; pin what goes in, what comes out, and what is not used."""
+    """Walk the function; pin what goes in."""
     s = walker.solver
     params = [Value(s.news(a.shape), param=i) for i, a in enumerate(shapes.values())]
     given = (s.news(leaf.shape, "an input") for leaf in _leaves(inputs))
-    frame = walker.run(jaxpr, [*params, *(Value(dims, data=True) for dims in given)])
+    return walker.run(jaxpr, [*params, *(Value(dims, data=True) for dims in given)])
+
+
+def _pin_outputs(walker: Walker, frame: Frame, outputs: Sequence[str | None]) -> None:
+    """Pin what comes out, and what constants tell apart."""
     for task, value in zip(outputs, frame.outs, strict=True):
         for d in value.dims if task is not None else ():
-            s.pin(d, f"the output of task {task!r}")
+            walker.solver.pin(d, f"the output of task {task!r}")
     told.pin_constants(walker)
-    return frame
 
 
 def _term(
@@ -156,6 +159,18 @@ def _term(
 def _held(dims: Iterable[Var], name: Callable[[Var], Axis]) -> tuple[str, ...]:
     found = (leaf.name for d in dims for leaf in leaves(freeze(d, name)))
     return tuple(dict.fromkeys(found))
+
+
+def _check_names(params: Any) -> None:
+    found: dict[str, Any] = {}
+    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+        other = found.setdefault(path_name(path), path)
+        if other != path:
+            both = " and ".join(map(jax.tree_util.keystr, (other, path)))
+            raise TraceError(
+                f"two parameters are called {path_name(path)!r}: {both}; let no key "
+                "have a slash"
+            )
 
 
 def _shape(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -197,18 +212,28 @@ def _jaxpr(apply: Any, params: Any, inputs: Sequence[Any]) -> tuple[Any, Any]:
         ) from error
 
 
-def _tasks(out: Any, shapes: Mapping[str, Any]) -> tuple[list, tuple[str, ...]]:
-    """(task or None, leaf) per output leaf, and the tasks in order."""
+def _tasks(
+    out: Any, frame: Frame, shapes: Mapping[str, Any], like: Any, inputs: Sequence[Any]
+) -> list[str | None]:
+    """Per leaf of the result its task, or None if it is state."""
     sizes = {name: s.shape for name, s in shapes.items()}
-    several = isinstance(out, dict) and all(isinstance(task, str) for task in out)
-    outputs = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(out)[0]:
-        state = mirrored(path_name(path), leaf.shape, sizes) is not None
-        task = path[0].key if several else OUTPUT  # a task's name may have a slash
-        outputs.append((None if state else task, leaf))
-    return outputs, tuple(
-        dict.fromkeys(task for task, _ in outputs if task is not None)
+    dims = [frame.values[v].dims for v in frame.jaxpr.invars]
+    params = dict(zip(sizes, dims, strict=False))
+    given = jax.tree_util.tree_flatten_with_path(inputs)[0]
+    has = examples_axis(
+        [
+            d
+            for d, (path, _) in zip(dims[len(sizes) :], given, strict=True)
+            if mirrored(path_name(path[1:]), tuple(v.size for v in d), sizes) is None
+        ]
     )
+    made = [value.dims for value in frame.outs]
+    found = states(out, like, sizes, lambda i, name: has(made[i], [params[name]]))
+    several = isinstance(out, dict) and all(isinstance(task, str) for task in out)
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(out)[0]]
+    # A task's name may have a slash.
+    tasks = [path[0].key if several else OUTPUT for path in paths]
+    return [t if n is None else None for t, n in zip(tasks, found, strict=True)]
 
 
 def _bit(tasks: tuple[str, ...], task: str | None) -> int:

@@ -15,6 +15,7 @@ from nets import NETS
 
 import cutjax as cj
 from cutjax.data import Split
+from cutjax.data.base import as_split
 from cutjax.errors import DataError, KeepError, MismatchError
 from cutjax.fit import fit
 from cutjax.recover.balance import static
@@ -343,6 +344,21 @@ def test_arguments_of_finetune_that_do_not_fit_are_named(changed, error, match):
     options = {"tasks": TASKS, "train": frozen(apply), "progress": False, **changed}
     with pytest.raises(error, match=match):
         finetune(options.pop("train"), params, data, **options)
+
+
+def test_a_split_may_come_as_a_pair():
+    params, x, *_ = setup()
+    pair, split = (
+        teach(apply, params, d, tasks=TASKS) for d in ((x, {}), Split(x, {}))
+    )
+    jax.tree.map(np.testing.assert_array_equal, pair, split)
+    tuned, _ = finetune(
+        frozen(apply), params, tuple(split), tasks=TASKS, epochs=1, progress=False
+    )
+    assert tuned.keys() == params.keys()
+    for data in (x, (x, x), (x,)):
+        with pytest.raises(DataError, match=r"me takes a .*Split, not a.*Split\(x, "):
+            _ = as_split(data, "me")
 
 
 def test_what_teach_cannot_ask_is_named():

@@ -197,6 +197,12 @@ def test_many_mismatches_are_counted_not_listed(graph):
         cj.cut_params(params, graph, keep_of())
 
 
+def test_two_parameters_of_one_name():
+    twice = {"a/b": jnp.ones((3, 8)), "a": {"b": jnp.ones((8, 2))}}
+    with pytest.raises(TraceError, match=r"'a/b': \['a'\]\['b'\] and \['a/b'\]"):
+        cj.trace(lambda p, x: jnp.tanh(x @ p["a/b"]) @ p["a"]["b"], twice, X)
+
+
 def test_a_parameter_that_is_no_array():
     with pytest.raises(MismatchError, match=r"'rate' is a str.*close over"):
         cj.trace(apply, {**PARAMS, "rate": "fast"}, X)
@@ -255,23 +261,60 @@ for mask in (np.ones(6, int), np.array([0, 2]), [True] * 5, np.ones((6, 1), bool
     except cj.errors.KeepError as error:
         print(error)
 """
+WRONG_SCORES = """
+import jax, jax.numpy as jnp, cutjax as cj
+params = {"a": jnp.ones((3, 6)), "b": jnp.ones((6, 2))}
+apply = lambda p, x: {"y": jnp.tanh(x @ p["a"]) @ p["b"]}
+graph, budget = cj.trace(apply, params, jnp.ones((2, 3))), cj.Budget(params=0.8)
+one = cj.l1(apply, params, graph)
+both = {"l1": one, "again": one}
+for call in (
+    lambda: cj.plan(graph, both, budget=budget),
+    lambda: cj.plan(graph, both, budget=budget, tasks="y"),
+    lambda: cj.front(graph, both, budget=budget),
+    lambda: cj.worst_case(graph, both, budget=budget),
+    lambda: cj.fuse.mean(both),
+    lambda: cj.fuse.union(both),
+    lambda: jax.jit(lambda s: cj.plan(graph, s, budget=budget)[0])(one),
+    lambda: jax.jit(lambda k: cj.mask(params, graph, {"a:1": k}))(jnp.ones(6, bool)),
+):
+    try:
+        call()
+    except cj.CutjaxError as error:
+        print(error)
+"""
+
+
+def unhooked(code: str) -> list[str]:
+    """What is printed without the hook of conftest.py, which looks at annotations."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_masks_of_another_type_as_users_see_it():
-    """Without the hook of conftest.py, which would refuse them by their annotation."""
-    done = subprocess.run(
-        [sys.executable, "-c", WRONG_DTYPES],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert unhooked(WRONG_DTYPES) == [
         "keep['a:1'] is int64[6], not bool[6]",
         "keep['a:1'] is int64[2], not bool[6]",
         "keep['a:1'] is bool[5], not bool[6]",
         "keep['a:1'] is bool[6, 1], not bool[6]",
     ]
+
+
+def test_scores_that_are_not_per_task_or_not_known_as_users_see_it():
+    *several, scores, keep = unhooked(WRONG_SCORES)
+    assert (
+        several
+        == [
+            "these are scores of the criteria ['l1', 'again']; choose one criterion: "
+            "scores['l1']"
+        ]
+        * 6
+    )
+    assert re.match("plan decides.*outside of jax.jit", scores)
+    assert re.match("a keep decides.*outside of jax.jit", keep)
 
 
 def test_cutting_a_pinned_group_says_why_it_is_pinned(graph):
@@ -346,6 +389,80 @@ def test_inputs_that_the_function_cannot_take():
         cj.trace(apply, PARAMS)
     with pytest.raises(MismatchError, match="int32"):
         cj.trace(apply, PARAMS, jnp.ones((2, 3), jnp.int32), X)
+
+
+@pytest.mark.parametrize(
+    ("batches", "match"),
+    [
+        ([X, X], r"a batch is a pair.*not an array \[2, 3\].*batches=\[\(x, "),
+        (X, r"a batch is a pair.*not an array \[3\]"),
+        ([(X,)], "a batch is a pair.*not a tuple of 1"),
+        ([(X, jnp.zeros((2, 1)))], r"\{task: array\}.*'age', 'smile'.*array \[2, 1\]"),
+    ],
+)
+def test_batches_of_another_form(graph, batches, match):
+    for more in ({}, {"batch_size": 2}):
+        with pytest.raises(DataError, match=match):
+            # An iterator's elements are not checked by the hook of conftest.py.
+            data = iter(batches)
+            cj.saliency(apply, PARAMS, graph, LOSSES, data, progress=False, **more)
+
+
+def test_one_task_needs_no_dict_of_targets(graph):
+    x, y = DATA[0]
+    for more in ({}, {"batch_size": 1}):
+        got, want = (
+            cj.saliency(
+                *(apply, PARAMS, graph, {"age": mse}, [(x, target)]),
+                criterion="taylor",
+                progress=False,
+                **more,
+            )
+            for target in (y["age"], y)
+        )
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_criteria_by_name(graph):
+    for criterion in ("l2", ("l1", cj.criteria.l2)):
+        found = cj.saliency(
+            apply, PARAMS, graph, LOSSES, DATA, criterion=criterion, progress=False
+        )
+        got = found if criterion == "l2" else found["l2"]
+        want = cj.criteria.l2(apply, PARAMS, graph, LOSSES)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    with pytest.raises(CutjaxError, match=r"no criterion 'jiont'.*nearest: 'joint'"):
+        cj.saliency(apply, PARAMS, graph, LOSSES, DATA, criterion="jiont")
+
+
+def test_a_loop_of_unknown_length_has_no_derivative():
+    def looped(p, x):
+        go = lambda s: (s[0] + 1, jnp.tanh(s[1] @ p["w"]))  # noqa: E731
+        h = jax.lax.while_loop(lambda s: s[0] < 2, go, (0, x @ p["a"]))[1]  # loop
+        return h @ p["b"]
+
+    p = {"a": jnp.ones((3, 4)), "w": jnp.ones((4, 4)), "b": jnp.ones((4, 1))}
+    args = (looped, p, cj.trace(looped, p, X), {"output": mse}, [(X, jnp.ones((2, 1)))])
+    with pytest.raises(
+        CutjaxError, match=rf"(?s){HERE}:{line_of('# loop')} .*scan.*l1"
+    ):
+        cj.saliency(*args, criterion=cj.taylor, progress=False)
+    assert cj.saliency(*args, criterion=cj.l1)["output"]
+
+
+def test_what_decides_by_values_is_called_outside_of_jit(graph):
+    keep = keep_of()
+    quiet: Any = {"progress": False}
+    for call, arg in (
+        (lambda p: cj.compensate(apply, p, graph, keep, DATA, **quiet)[0], PARAMS),
+        (lambda x: cj.compensate(apply, PARAMS, graph, keep, [x], **quiet)[0], X),
+        (lambda p: cj.l1(apply, p, graph), PARAMS),
+        (lambda p: cj.taylor(apply, p, graph, LOSSES, DATA, **quiet), PARAMS),
+    ):
+        with pytest.raises(CutjaxError, match=r"outside of jax\.jit"):
+            _ = jax.jit(call)(arg)
+    small = jax.jit(lambda p: cj.cut(apply, p, cj.trace(apply, p, X), keep)[1])(PARAMS)
+    assert small["age"].shape == (4, 1)
 
 
 # Unknown primitives. ----------------------------------------------------------------

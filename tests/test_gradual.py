@@ -11,7 +11,7 @@ from nets import NETS
 from test_compensate import batch_of, error, outputs, quick as quick
 
 import cutjax as cj
-from cutjax.errors import DataError, MismatchError
+from cutjax.errors import BudgetError, DataError, MismatchError
 from cutjax.recover import gradually
 
 QUIET: Any = {"progress": False}
@@ -94,6 +94,11 @@ def test_flops_are_counted_for_the_batch_of_the_graph(size):
 
 def scores_of(apply: Any, params: Any, graph: Any) -> Any:
     return {"age": score(apply, params, graph)["output"]}
+
+
+def test_budgets_do_not_rise():
+    with pytest.raises(BudgetError, match=r"budget 2 leaves .* params, more than"):
+        _ = run(shares=(0.5, 0.8))
 
 
 def test_no_data_is_an_error():

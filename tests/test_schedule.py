@@ -305,6 +305,11 @@ def test_what_was_traced_is_one_example_or_a_batch():
         assert schedule.traced(apply, params, graph, found).inputs == graph.inputs
 
 
+def test_budgets_of_rounds_do_not_rise():
+    with pytest.raises(BudgetError, match=r"budget 3 leaves .* let budgets fall"):
+        _ = rounds("mlp_tasks", (0.5, 0.4, 0.5))
+
+
 def test_a_budget_out_of_reach_says_so():
     with pytest.raises(BudgetError, match="least"):
         _ = rounds("mlp_tasks", (0.5, 0.0001))

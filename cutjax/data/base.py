@@ -6,10 +6,12 @@ the figure that is reported. Everything downstream consumes an iterable of
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from cutjax.errors import DataError
 
 SPLITS = ("train", "calibration", "validation", "test")
 
@@ -90,6 +92,26 @@ def batches(
 def take(split: Split, rows: np.ndarray) -> Split:
     """The examples `rows` of a split, which may be indices or a mask."""
     return Split(split.x[rows], {task: y[rows] for task, y in split.y.items()})
+
+
+def as_split(data: Any, what: str) -> Split:
+    """A split, also where it comes as a pair.
+
+    Args:
+        data: anything with `x` and `y` as in `Split`, or `(x, {task: labels})`.
+        what: the function that takes it, for the error.
+
+    Raises:
+        DataError: something else.
+    """
+    if hasattr(data, "x") and hasattr(data, "y"):
+        return data
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Mapping):
+        return Split(data[0], dict(data[1]))
+    raise DataError(
+        f"{what} takes a cutjax.data.Split, not a {type(data).__name__}: "
+        "cutjax.data.Split(x, {task: labels}); without labels Split(x, {})"
+    )
 
 
 def check_split(split: Split, name: str = "split") -> int:

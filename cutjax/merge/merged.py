@@ -139,10 +139,14 @@ def train_apply(
 
 
 def mirrors(net: Network, inputs: Sequence[Any]) -> dict[int, str]:
-    """Which flat outputs are new values of which parameters."""
+    """Which flat outputs are new values of which parameters: of the updates only."""
     shapes = {path: s.shape for path, s in net.graph.shapes.items()}
     found = jax.tree_util.tree_flatten_with_path(_returned(net, inputs))[0]
-    named = [mirrored(path_name(p), leaf.shape, shapes) for p, leaf in found]
+    # What comes first are the answers, whatever their names and shapes.
+    named = [
+        mirrored(path_name(path), leaf.shape, shapes) if path[0].idx else None
+        for path, leaf in found
+    ]
     return {i: path for i, path in enumerate(named) if path is not None}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cutjax._jit import jit
-from cutjax.data.base import Split
+from cutjax.data.base import Split, as_split
 from cutjax.errors import DataError, MismatchError
 from cutjax.given import chosen_tasks, several
 from cutjax.losses import of_classes, of_numbers
@@ -32,7 +32,7 @@ Each = Callable[[Any, Mapping[str, Any]], dict[str, Array]]
 def teach(
     apply: Callable[..., Any],
     params: Any,
-    split: Split,
+    split: Split | tuple[Any, Mapping[str, Any]],
     *,
     tasks: Sequence[str] | str,
     batch_size: int = 250,
@@ -51,10 +51,11 @@ def teach(
         The split with more targets.
 
     Raises:
-        DataError: no examples, or batches of none.
+        DataError: no split, no examples, or batches of none.
         KeepError: a task is unknown, or none is chosen.
         MismatchError: a task is answered by several arrays.
     """
+    split = as_split(split, "teach")
     if not len(split.x) or batch_size < 1:
         raise DataError(
             f"teach: {len(split.x)} examples in batches of {batch_size}; expected 1 or "

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from cutjax.data.base import Split
+from cutjax.data.base import Split, as_split
 from cutjax.errors import MismatchError, suggest
 from cutjax.fit import FitInfo, fit
 from cutjax.given import several
@@ -76,7 +76,7 @@ def frozen(
 def finetune(
     train_apply: Callable[..., tuple[Any, Any]],
     params: Any,
-    data: Split,
+    data: Split | tuple[Any, Mapping[str, Any]],
     *,
     tasks: Sequence[str] | str,
     epochs: int = 2,
@@ -129,11 +129,12 @@ def finetune(
     Raises:
         ValueError: a balance with a state, or a parent, beside parameters that are not
             a dict; a balance with a state in another type (`dtype`).
-        DataError: no labels, where these are asked for.
+        DataError: no labels, where these are asked for; `data` that is no split.
         KeepError: a task is unknown, or none is chosen.
         MismatchError: `train_apply` does not return outputs and updates, or answers a
             task by several arrays.
     """
+    data = as_split(data, "finetune")
     x = batch(batch_size, data, options.get("augment"))
     tasks = answered(tasks, named(made_of(train_apply, params, x)[0]))
     update = batch_size * options.get("accumulate", 1)

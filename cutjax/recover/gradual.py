@@ -14,10 +14,10 @@ from cutjax.recover.compensate import compensate
 from cutjax.schedule import (
     Round,
     Score,
-    absolute,
     called,
     compose,
     cut_again,
+    falling,
     like_traced,
     traced,
 )
@@ -65,7 +65,7 @@ def gradually(
         A `Round` per budget; its keep is of the parent and a subset of the one before.
 
     Raises:
-        BudgetError: a budget that cannot be met from where the rounds are.
+        BudgetError: budgets rise, or one cannot be met from where the rounds are.
         DataError: no calibration data.
         KeepError: scores that do not fit.
         MismatchError: `inputs` are not like what the graph was traced with.
@@ -79,8 +79,7 @@ def gradually(
     fn, now = cut(apply, params, graph, keep, only)
     inputs = like_traced(graph, data[0]) if inputs is None else inputs
     here = traced(fn, now, graph, inputs)
-    for budget in budgets:
-        limits = absolute(budget, graph, chosen)
+    for limits in falling(budgets, graph, chosen):
         scores = score(fn, now, here)
         inner, _ = plan(here, scores, tasks=chosen, budget=limits)
         before, keep = keep, compose(graph, keep, inner, called(graph, keep, here))

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError
+from cutjax.given import check_known
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
+from cutjax.members import pruned
 from cutjax.mirror import named_leaves
 from cutjax.placed import automatic, divided, is_spread, relaxed
 from cutjax.recover import judge, normal
@@ -25,7 +27,7 @@ from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, refitted
 from cutjax.recover.stops import Place, Stop, kept_as_cut, stops_of
 from cutjax.rules.base import shape_of
-from cutjax.shrink import check_params, cut_params, needed, pruned, select
+from cutjax.shrink import check_params, cut_params, needed, select
 
 ZERO = np.int32(0)
 
@@ -60,9 +62,11 @@ def recovered(
         label: of the progress bar and of warnings.
     """
     check_params(params, graph)
+    check_known(label, params)
     params = relaxed(params)
     chosen = graph.check_tasks(tasks)
     inputs = _inputs(batches, graph, sharding)
+    check_known(label, inputs)
     as_cut = named_leaves(cut_params(params, graph, keep))
     used = needed(graph, tasks)
     prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=False)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from cutjax.errors import CutjaxError, suggest
 from cutjax.graph import Graph
 from cutjax.saliency.activation import (
     mean_activation as mean_activation,
@@ -36,8 +37,20 @@ from cutjax.saliency.taylor import (
     taylor_squared as taylor_squared,
 )
 
+ALL = {
+    f.name: f
+    for f in (
+        *(taylor, taylor_squared, taylor_signed, fisher, gram, hessian, joint),
+        reconstruction,
+        *(cut, snip, grasp, cosprune),
+        *(l1, l2, linf, bn_scale, lamp, fpgm),
+        *(mean_activation, zero_rate, wanda, mutual_information, random),
+    )
+}
+"""Every criterion by name."""
+
 Own = Callable[..., dict[str, Scores]]
-Many = Mapping[str, Family | Criterion] | Sequence[Family | Criterion]
+Many = Mapping[str, Family | Criterion] | Sequence[Family | Criterion | str]
 
 
 def saliency(
@@ -47,7 +60,7 @@ def saliency(
     losses: Mapping[str, Loss],
     batches: Iterable[Batch],
     *,
-    criterion: Family | Criterion | Own | Many = joint,
+    criterion: Family | Criterion | str | Own | Many = joint,
     batch_size: int | None = None,
     sharding: Any = None,
     progress: bool = True,
@@ -59,12 +72,13 @@ def saliency(
         params: its parameters.
         graph: its graph.
         losses: per task, `loss(output, target) -> scalar`.
-        batches: `(x, {task: target})`, of calibration data. Every leaf has the examples
-            in front, or no axis: a number or a random key for all of them.
-        criterion: of `cutjax.criteria`: `taylor`, `joint(damping=1e-2)`, ...; several
-            (a mapping or a sequence) share the pass; or a function of your own,
-            `f(apply, params, graph, losses, batches, progress=...)`. Not given, the one
-            that kept the most in the study (docs/study.md).
+        batches: `(x, {task: target})`, of calibration data; `(x, target)`, where one
+            task has a loss. Every leaf has the examples in front, or no axis: a number
+            or a random key for all of them.
+        criterion: of `cutjax.criteria`: `taylor`, `joint(damping=1e-2)`, ...; or the
+            name of one; several (a mapping or a sequence) share the pass; or a function
+            of your own, `f(apply, params, graph, losses, batches, progress=...)`. Not
+            given, the one that kept the most in the study (docs/study.md).
         batch_size: examples per step, whatever the sizes of the batches; not given,
             that of the first batch.
         sharding: of the examples over devices, `NamedSharding(mesh, P("data"))`.
@@ -77,6 +91,8 @@ def saliency(
     Raises:
         DataError: empty data, a missing target, a loss or score that is NaN, leaves
             that do not have the examples in front.
+        CutjaxError: no criterion of that name, or one that needs derivatives through a
+            loop of unknown length.
 
     Example:
         >>> import jax.numpy as jnp, cutjax as cj
@@ -95,7 +111,7 @@ def saliency(
     options["progress"] = progress
     if not isinstance(criterion, Family | Criterion | Mapping | Sequence):
         return criterion(*args, progress=progress)
-    if isinstance(criterion, Family | Criterion):
+    if isinstance(criterion, Family | Criterion | str):
         one = _made(criterion)
         return score(*args, criteria={one.name: one}, **options)[one.name]
     if isinstance(criterion, Mapping):
@@ -106,4 +122,9 @@ def saliency(
 
 
 def _made(criterion: Any) -> Criterion:
+    if isinstance(criterion, str):
+        if criterion not in ALL:
+            known = suggest(criterion, ALL)
+            raise CutjaxError(f"no criterion {criterion!r} in cutjax.criteria; {known}")
+        criterion = ALL[criterion]
     return criterion() if isinstance(criterion, Family) else criterion

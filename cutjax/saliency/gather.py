@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 
 from cutjax._jit import jit
 from cutjax.errors import CutjaxError, DataError
+from cutjax.given import check_known
 from cutjax.graph import Graph
 from cutjax.inputs import IN_FRONT, first
 from cutjax.placed import relaxed
@@ -27,6 +28,7 @@ from cutjax.saliency.stream import (
     padded,
     rebatched,
 )
+from cutjax.saliency.unbounded import BACKWARDS, no_way_back
 from cutjax.shrink import check_params
 
 
@@ -82,6 +84,7 @@ def gather(
     Raises:
         DataError: empty data, a missing target, a loss that is no scalar, leaves of
             inputs and targets that do not have the examples in front.
+        CutjaxError: a derivative is asked for through a loop of unknown length.
     """
     check_params(params, graph)
     params = relaxed(params)
@@ -89,7 +92,7 @@ def gather(
     step = _step(problem, criteria)
     size = _batch_size(criteria, batch_size)
     if size is not None:
-        batches = rebatched(batches, size)
+        batches = rebatched(batches, size, problem.tasks)
     label = "saliency: " + ", ".join(criteria)
     for inputs, targets, weights in padded(
         batches, problem.tasks, progress=progress, label=label, sharding=sharding
@@ -129,6 +132,7 @@ def finish(
     Raises:
         DataError: a loss or a score is NaN or infinite; names task, batch, group.
     """
+    check_known("saliency", params, state)
     problem = Problem(apply, params, graph, losses)
     if state is not None:
         _check_losses(problem, state)
@@ -218,6 +222,8 @@ def _shapes(step: Callable, problem: Problem, inputs: Any, args: Any) -> Any:
             "criteria of first derivatives, as taylor or joint"
         ) from error
     except (TypeError, ValueError) as error:
+        if str(error).startswith(BACKWARDS):
+            raise CutjaxError(no_way_back(problem, inputs)) from error
         if isinstance(error, CutjaxError) or not _only_whole(problem, inputs):
             raise
         raise DataError(

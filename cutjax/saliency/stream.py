@@ -1,6 +1,6 @@
 """Streaming calibration data: one shape for all batches, one step, one pass."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from cutjax.inputs import examples
 from cutjax.placed import automatic, divided, relaxed
 
 Loss = Callable[[Any, Any], Any]
-Batch = tuple[Any, Mapping[str, Any]]
+Batch = tuple[Any, Any]
+"""`(x, {task: target})`, or `(x, target)` where there is one task: see `pair_of`."""
 KEY = jax.dtypes.prng_key
 
 
@@ -30,8 +31,8 @@ def padded(
     """Batches of the size of the first, with weights that are zero for the padding.
 
     Args:
-        batches: `(x, {task: target})`; `x` is the input, or a tuple of inputs. Leaves
-            without an axis are each example's, and stay as they are.
+        batches: `(x, {task: target})`, see `pair_of`; `x` is the input, or a tuple of
+            inputs. Leaves without an axis are each example's, and stay as they are.
         tasks: the targets to hand on.
         progress: show a bar.
         label: what the bar says.
@@ -47,9 +48,11 @@ def padded(
     sharding = automatic(sharding)
     size, parts = 0, 1 if sharding is None else sharding.num_devices
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    for x, y in tqdm(
+    tasks = tuple(tasks)
+    for batch in tqdm(
         batches, desc=label, disable=not progress, total=total, leave=False
     ):
+        x, y = pair_of(batch, tasks)
         inputs = x if isinstance(x, tuple) else (x,)
         missing = [task for task in tasks if task not in y]
         if missing:
@@ -73,19 +76,56 @@ def padded(
         )
 
 
-def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+def pair_of(batch: Any, tasks: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:
+    """A batch as `(x, {task: target})`.
+
+    Args:
+        batch: that, or `(x, target)` where there is one task.
+        tasks: those that have a loss.
+
+    Raises:
+        DataError: no pair, or one target for several tasks.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(
+            f"a batch is a pair, (x, {{task: target}}), not {_kind(batch)}: pass "
+            "batches=[(x, {task: target}), ...]"
+        )
+    x, y = batch
+    if isinstance(y, Mapping):
+        return x, y
+    if len(tasks) != 1:
+        raise DataError(
+            f"targets are a dict {{task: array}}, for the tasks {list(tasks)}; got "
+            f"{_kind(y)}"
+        )
+    return x, {tasks[0]: y}
+
+
+def _kind(value: Any) -> str:
+    """What something is, for an error."""
+    if hasattr(value, "shape"):
+        return f"an array {list(value.shape)}"
+    several = isinstance(value, tuple | list)
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if several else "")
+
+
+def rebatched(
+    batches: Iterable[Batch], size: int, tasks: Sequence[str] = ()
+) -> Iterator[Batch]:
     """The same examples in the same order, `size` at a time.
 
     Args:
         batches: `(x, {task: target})` of any sizes.
         size: examples per batch; the last one may hold fewer.
+        tasks: as in `pair_of`.
 
     Yields:
         `(x, {task: target})`.
     """
     held: list[Any] = []
     number = 0
-    for x, y in batches:
+    for x, y in (pair_of(batch, tasks) for batch in batches):
         held.append((x, dict(y)))
         number += examples(inputs=x, targets=dict(y))
         if number < size:
