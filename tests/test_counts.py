@@ -46,6 +46,16 @@ MEANS: dict[str, Any] = {
     "chosen": lambda h: h - jnp.where(X[:, :1] > 0, total(h), 2 * total(h)) / width(h),
     "replaced": lambda h: h - jnp.where(X[:, :1] > 0, total(h), 0.0) / width(h),
     "divided before": lambda h: h - total(h / width(h)),
+    "side by side": lambda h: (
+        lambda s: (h - s[:, :1]) * lax.rsqrt(s[:, 1:] - s[:, :1] ** 2 + 1e-3)
+    )(jnp.stack([h.sum(-1), (h * h).sum(-1)], -1) / width(h)),
+    "joined": lambda h: (
+        h - (jnp.concatenate([total(h), total(h**2)], -1) / width(h)).sum(-1)[:, None]
+    ),
+    "in a loop": lambda h: h - (lax.map(jnp.sum, h) / width(h))[:, None],
+    "in a branch": lambda h: (
+        h - lax.cond(X[0, 0] > 0, total, lambda h: total(h) * 2, h) / width(h)
+    ),
     "per example": lambda h: jax.vmap(lambda r: r - r.mean())(h),
     "remat": jax.checkpoint(lambda h: h * lax.rsqrt(h.var(-1, keepdims=True) + 1e-3)),
     "of all": lambda h: h * jnp.mean(h**2),
@@ -135,6 +145,21 @@ def test_two_groups_of_one_width_are_told_apart() -> None:
     cut = cj.cut_params(params, graph, keep)
     force = jax.grad(lambda p, x: jnp.sin(apply(p, x)).sum(), 1)
     close(cj.shrink(force, graph, keep)(cut, X), force(cut, X))
+
+
+def test_sums_over_groups_that_shrink_apart_have_no_common_count() -> None:
+    params = {"a": P["a"], "c": normal(3, 8, seed=3), "b": normal(2, 2)}
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.stack([(x @ p["a"]).sum(-1), (x @ p["c"]).sum(-1)], -1) / 8 @ p["b"]
+
+    graph = cj.trace(apply, params, X)
+    alike = {name: np.arange(8) < 3 for name in ("a:1", "c:1")}
+    fn, cut = cj.cut(apply, params, graph, alike)
+    close(fn(cut, X), apply({**cut, "b": cut["b"] * 8 / 3}, X))
+    apart = {**alike, "c:1": np.arange(8) < 6}
+    with pytest.raises(cj.CutjaxError, match="as many channels of each"):
+        cj.shrink(apply, graph, apart)(cj.cut_params(params, graph, apart), X)
 
 
 def test_a_complex_divisor_without_an_imaginary_part_counts() -> None:

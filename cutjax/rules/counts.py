@@ -64,6 +64,27 @@ def joint(values: Sequence[Value]) -> Summed | None:
     return Summed(first.dims, (first, *others), first.power) if others else first
 
 
+def kept_counts(k: Any, summed: Summed) -> set[int]:
+    """How many of the things summed stay: several, of alternatives that differ."""
+    alike = [s for s in summed.parents if total(s.dims) == total(summed.dims)]
+    own = {math.prod(k.count(d) for d in summed.dims)}
+    return own.union(*(kept_counts(k, s) for s in alike))
+
+
+def some_of(value: Value, dims: tuple[Var, ...]) -> Value:
+    """Some positions of a value: what is known of each of them still holds."""
+    whole = value.share is None or not value.share.dims
+    return Value(dims, summed=value.summed, share=value.share if whole else None)
+
+
+def beside(values: Sequence[Value], dims: tuple[Var, ...]) -> Value:
+    """Values side by side, of which what is known of each of them holds."""
+    shares = {value.share for value in values}
+    same = shares.pop() if len(shares) == 1 else None
+    whole = same is None or not same.dims
+    return Value(dims, summed=joint(values), share=same if whole else None)
+
+
 def powered(value: Value, power: float) -> Summed | None:
     """What a power of a sum is."""
     summed = value.summed

@@ -4,7 +4,6 @@ Division and multiplication carry a second duty: a sum divided by the number of 
 summed is a mean, and that number shrinks with the axis.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from cutjax.rules.base import Value, rule
 from cutjax.rules.counts import (
     count_in,
     joint,
+    kept_counts,
     number_of,
     powered,
     ratio,
@@ -158,7 +158,9 @@ def _evaluate_scale(divide: bool):
             root = rooted(ins) if found is None and not divide else None
             return [scaled(out, root.lack(ev.k) if root else 1)]
         summed = ins[found.at].summed
-        kept = math.prod(ev.k.count(d) for d in summed.dims)
+        kept, *others = kept_counts(ev.k, summed)
+        if others:
+            raise ev.error(eqn, *_DIFFER)
         if kept != total(summed.dims):
             new = _new_count(ev, eqn, found.number, summed, kept)
             args, by = list(args), args[1 - found.at]
@@ -167,6 +169,13 @@ def _evaluate_scale(divide: bool):
         return ev.bind(eqn, args)
 
     return evaluate
+
+
+_DIFFER = (
+    "sums over groups of one size are divided by one number, and the keep leaves them "
+    "different sizes",
+    "keep as many channels of each, or divide each sum by the number of its elements",
+)
 
 
 def _new_count(ev, eqn, number: float, summed, kept: int) -> float | int:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax.rules.base import counts, rest, rule, shape_of
-from cutjax.rules.counts import counted, lack, scaled, spread
+from cutjax.rules.counts import beside, counted, lack, scaled, some_of, spread
 
 
 def _new_sizes(k, eqn, ins, outs):
@@ -99,7 +99,7 @@ def _concatenate(w, eqn, ins):
             if i != axis:
                 w.solver.unify(a, b)
     joined = w.solver.concat([v.dims[axis] for v in ins])
-    return [(*first[:axis], joined, *first[axis + 1 :])]
+    return [beside(ins, (*first[:axis], joined, *first[axis + 1 :]))]
 
 
 @rule("stack")
@@ -108,7 +108,8 @@ def _stack(w, eqn, ins):
     for value in ins[1:]:
         w.solver.unify_all(ins[0].dims, value.dims)
     dims = ins[0].dims
-    return [(*dims[:axis], w.solver.new(len(ins), "stacked arrays"), *dims[axis:])]
+    new = w.solver.new(len(ins), "stacked arrays")
+    return [beside(ins, (*dims[:axis], new, *dims[axis:]))]
 
 
 @rule("unstack")
@@ -116,7 +117,7 @@ def _unstack(w, eqn, ins):
     axis = eqn.params["axis"]
     dims = ins[0].dims
     w.solver.pin(dims[axis], "unstacked")
-    return [(*dims[:axis], *dims[axis + 1 :])] * len(eqn.outvars)
+    return [some_of(ins[0], rest(dims, [axis]))] * len(eqn.outvars)
 
 
 def _slice_limits(k, eqn, ins, outs):
@@ -153,7 +154,7 @@ def _slice(w, eqn, ins):
             out.append(w.solver.segment(d, start, limit))
         else:
             out.append(_every_nth(w.solver, d, start, step, size))
-    return [tuple(out)]
+    return [some_of(ins[0], tuple(out))]
 
 
 def _every_nth(s, d, start, step, size):
@@ -178,7 +179,7 @@ def _split(w, eqn, ins):
     dims = ins[0].dims
     for size in map(int, eqn.params["sizes"]):
         piece = w.solver.segment(dims[axis], start, start + size)
-        out.append((*dims[:axis], piece, *dims[axis + 1 :]))
+        out.append(some_of(ins[0], (*dims[:axis], piece, *dims[axis + 1 :])))
         start += size
     return out
 
