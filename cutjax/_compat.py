@@ -145,6 +145,11 @@ def scope_of(eqn: Any) -> Iterator[None]:
         yield
 
 
+def transposed(source_info: Any) -> bool:
+    """Whether an equation was made by transposing another: it pulls cotangents back."""
+    return any(scope.name == "transpose" for scope in source_info.name_stack.stack)
+
+
 def bind(eqn: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
     """Evaluate one equation on values, with other parameters."""
     out = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(params))

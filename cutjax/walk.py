@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cutjax._compat import Literal, open_jaxpr, primitive, user_line
+from cutjax._compat import Literal, open_jaxpr, primitive, transposed, user_line
 from cutjax.errors import TraceError
 from cutjax.rules.base import RULES, Summed, Value, shape_of
 from cutjax.rules.constants import folded, on_the_host
@@ -93,7 +93,9 @@ _FOLDS = {
     "div": lambda a, b: a / b if np.issubdtype(a.dtype, np.floating) else a // b,
     "max": np.maximum,
     "min": np.minimum,
+    "pow": np.float_power,
     "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
     "neg": np.negative,
     "convert_element_type": lambda a: a,
     "copy": lambda a: a,
@@ -266,6 +268,13 @@ class Walker:
         """Whether an operand at hand is known to have no negative element."""
         return nonnegative(self._at[0], atom)  # type: ignore[index]
 
+    def pulls(self) -> bool:
+        """Whether the equation at hand was made by reverse differentiation."""
+        where = self.solver.where
+        while where is not None and not transposed(where.eqn.source_info):
+            where = where.outer
+        return where is not None
+
     def note_mean(self, dims: Sequence[Var]) -> None:
         """Report a mean over `dims`."""
         self.means.append((tuple(dims), self.solver.where))
@@ -295,9 +304,9 @@ def _multiply_adds(terms: Sequence[Term]) -> int:
 
 
 def _folded(eqn: Any, ins: Sequence[Value], out: Any) -> Any:
-    """The value of a scalar computed from known scalars (`n - ddof` in a variance)."""
+    """What is the same everywhere, of such values (`n - ddof` in a variance)."""
     fold = FOLDS.get(eqn.primitive)
-    if fold is None or shape_of(out) or any(v.known is None for v in ins):
+    if fold is None or any(v.known is None for v in ins):
         return None
     with np.errstate(all="ignore"):
         return np.asarray(fold(*(v.known for v in ins))).astype(out.aval.dtype)[()]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
+from laws.tools import uneven
 from nets import Net, norm, plain
 
 
@@ -158,6 +159,19 @@ def full_count(cj: Any, net: Net) -> Any:
     full = net.params["norm"]["scale"].size
     small = functools.partial(norm.swiglu_apply, count=full)
     return replace(cj, shrink=lambda apply, graph, keep: small)
+
+
+def full_shares(cj: Any, net: Net) -> Any:
+    """A gradient inside gives each channel its share of the full number."""
+    full = net.params["norm"]["scale"].size
+    apply = functools.partial(norm.swiglu_apply, count=full)
+
+    def shrink(fn: Any, graph: Any, keep: Any) -> Any:
+        if fn is net.apply:
+            return cj.shrink(fn, graph, keep)
+        return jax.grad(lambda *args: uneven(apply(*args)))
+
+    return replace(cj, shrink=shrink)
 
 
 def deaf_to_tasks(cj: Any, net: Net) -> Any:
@@ -304,6 +318,7 @@ SABOTEURS: list[
     (fresh_jit, laws.check_compiles_once, "mlp", (0,)),
     (baked_batch, laws.check_other_batch, "mlp", (0,)),
     (lost_rule, laws.check_grad, "custom_jvp", (0,)),
+    (full_shares, laws.check_inner_grad, "swiglu", (0,)),
     (callback, laws.check_vmap, "mlp", (0,)),
     (callback, laws.check_second_cut, "mlp", (0,)),
     (masquerade, laws.check_second_cut, "vgg", (0,)),

@@ -18,7 +18,8 @@ STATISTIC = (
     *("groupnorm", "mixer", "swiglu", "channel_mean", "vit_linen", "vit_fused"),
     *("vit_split", "decoder", "primes", "llama", "gptj", "t5", "albert"),
     *("stacked_layers", "swin", "convnext", "weight_standard"),
-    *("nnx_transformer", "equinox_conv"),
+    *("nnx_transformer", "equinox_conv", "force", "fast_weights"),
+    "root_norm",
 )
 
 # The scope orders the tests by net, so that what they share is computed once.
@@ -125,6 +126,11 @@ def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
     laws.check_grad(CJ, NETS[name](), 0)
+
+
+@pytest.mark.parametrize("name", [*STATISTIC, "option_a", "gated_mlp", "unet"])
+def test_gradient_within_the_function(name: str) -> None:
+    laws.check_inner_grad(CJ, NETS[name](), 0)
 
 
 @fourth(2)

@@ -50,8 +50,11 @@ def summed_axes(reader: Reader, at: int) -> Sequence[int]:
 
 def is_scale(prog: Program, eqn: Any) -> bool:
     """Whether an equation may divide a sum by the number of things summed."""
-    values = map(prog.frame.read, eqn.invars)
-    return eqn.primitive in SCALES and any(v.summed is not None for v in values)
+    if eqn.primitive not in SCALES:
+        return False
+    a, b = map(prog.frame.read, eqn.invars)
+    numbers = a.known is not None or b.known is not None
+    return numbers and (a.summed is not None or b.summed is not None)
 
 
 def mine(

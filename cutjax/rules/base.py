@@ -21,12 +21,21 @@ from cutjax.unify import Var
 
 
 class Summed:
-    """Axes that were summed over; `mean` once a division by their count was seen."""
+    """Axes that were summed over; `mean` once a division by their count was seen.
 
-    __slots__ = ("dims", "mean", "parents")
+    `power`: what became of the sum since, such as 0.5 for its root.
+    """
 
-    def __init__(self, dims: tuple[Var, ...], parents: tuple["Summed", ...] = ()):
-        self.dims, self.parents, self.mean = dims, parents, False
+    __slots__ = ("dims", "mean", "parents", "power")
+
+    def __init__(
+        self,
+        dims: tuple[Var, ...],
+        parents: tuple["Summed", ...] = (),
+        power: float = 1.0,
+    ):
+        self.dims, self.parents, self.power = dims, parents, power
+        self.mean = False
 
     def mark_mean(self) -> None:
         """This sum, and the sums that it was made of, are parts of a mean."""
@@ -37,15 +46,30 @@ class Summed:
 
 def summed_over(before: Summed | None, gone: tuple[Var, ...]) -> Summed:
     """A sum that goes on over more axes; for a mean all of them count."""
-    if before is None:
+    if before is None or before.power != 1:
         return Summed(gone)
     return Summed(before.dims + gone, (before,))
+
+
+class Share(NamedTuple):
+    """A value was divided by numbers that count nothing which was summed before it.
+
+    One of them is a count if that many things are summed next, or if the value is
+    the cotangent of a sum (`pulled`) and copied to that many: to `dims` so far. `as_if`
+    it counted other axes it may have shrunk already.
+    """
+
+    numbers: tuple[float, ...]
+    pulled: bool
+    dims: tuple[Var, ...] = ()
+    as_if: tuple[Var, ...] = ()
 
 
 class Value(NamedTuple):
     """What is known about one array while walking a jaxpr.
 
-    `known`: its value, for constant scalars. `summed`: the axes summed over to get it.
+    `known`: its value, if it is a constant that is the same everywhere. `summed`: the
+    axes summed over to get it. `share`: what it was divided by, if not by their count.
     `data`: whether it depends on the inputs; `const`: on nothing, neither inputs nor
     parameters. `param`: the parameter leaf that it is a moved copy of. `index`: the
     constant indices that picked it, or where they wrote to.
@@ -58,6 +82,7 @@ class Value(NamedTuple):
     param: int | None = None
     const: bool = False
     index: Any = None
+    share: Share | None = None
 
 
 class Rule(NamedTuple):

@@ -6,6 +6,7 @@ import jax
 
 from cutjax._compat import scan_counts
 from cutjax.rules.base import Value, rule
+from cutjax.rules.counts import joint
 
 BODIES = ("jaxpr", "call_jaxpr", "call")
 
@@ -193,7 +194,8 @@ def _scan_infer(w, eqn, ins):
     for before, after in zip(inner[consts:], outs[:carried], strict=False):
         w.solver.unify_all(before.dims, after.dims)
     steps = w.solver.new(eqn.params["length"], "the steps of a scan")
-    return outs[:carried] + [(steps, *v.dims) for v in outs[carried:]]
+    ys = [Value((steps, *v.dims), summed=v.summed) for v in frame.outs[carried:]]
+    return outs[:carried] + ys
 
 
 def _while(ev, eqn, sub, ins, outs, args):
@@ -232,8 +234,8 @@ def _cond(ev, eqn, sub, ins, outs, args):
 def _cond_infer(w, eqn, ins):
     inner = [v._replace(summed=None, known=None) for v in ins[1:]]
     with w.looping(), w.dearest() as branch:
-        first, *rest = [branch(b, inner).outs for b in eqn.params["branches"]]
-    for outs in rest:
-        for a, b in zip(first, outs, strict=True):
-            w.solver.unify_all(a.dims, b.dims)
-    return [value.dims for value in first]
+        found = [branch(b, inner).outs for b in eqn.params["branches"]]
+    for first, *others in zip(*found, strict=True):
+        for other in others:
+            w.solver.unify_all(first.dims, other.dims)
+    return [Value(vs[0].dims, summed=joint(vs)) for vs in zip(*found, strict=True)]

@@ -4,26 +4,39 @@ Division and multiplication carry a second duty: a sum divided by the number of 
 summed is a mean, and that number shrinks with the axis.
 """
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from cutjax._compat import varying_like
-from cutjax.rules.base import Summed, Value, rule
+from cutjax._compat import primitive, varying_like
+from cutjax.rules.base import Value, rule
+from cutjax.rules.counts import (
+    count_in,
+    joint,
+    kept_counts,
+    number_of,
+    powered,
+    ratio,
+    rooted,
+    scaled,
+    share,
+    taken,
+    total,
+)
 from cutjax.unify import Var
 
 UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e
-bitcast_convert_type cbrt ceil clz conj convert_element_type copy cos cosh
-digamma erf_inv erf erfc exp2 exp expm1 floor imag integer_pow is_finite
+cbrt ceil clz conj convert_element_type copy cos cosh
+digamma erf_inv erf erfc exp2 exp expm1 floor imag is_finite
 lgamma log1p log2 log logistic name neg not one_minus_square
-population_count real reduce_precision round rsqrt sign sin sinh sqrt square
+population_count real reduce_precision round sign sin sinh
 stop_gradient tan tanh sharding_constraint reshard layout_constraint
-polynomial reciprocal zeros_like random_clone"""
-NARY = """add_jaxvals add and atan2 clamp complex eq eq_to ge gt igamma_grad_a igamma
-igammac le le_to lt lt_to max min mulhi ne nextafter or polygamma pow
-regularized_incomplete_beta rem select_n shift_left shift_right_arithmetic
-shift_right_logical sub xor zeta random_gamma threefry2x32 threefry4x32
+polynomial zeros_like random_clone"""
+NARY = """and atan2 complex eq eq_to ge gt igamma_grad_a igamma
+igammac le le_to lt lt_to mulhi ne nextafter or polygamma
+regularized_incomplete_beta rem shift_left shift_right_arithmetic
+shift_right_logical xor zeta random_gamma threefry2x32 threefry4x32
 philox2x32 philox4x32"""
 # Through these a sum of n things stays a sum of n things, up to a factor.
 LINEAR = ("convert_element_type", "neg", "copy", "stop_gradient", "reduce_precision")
@@ -58,95 +71,127 @@ def _each(w, eqn, ins):
     return list(ins)
 
 
-@rule("add sub")
+@rule("add sub add_jaxvals")
 def _add(w, eqn, ins):
     (dims,) = same_axes(w, eqn, ins)
-    a, b = ins[0].summed, ins[1].summed
-    if a is None or b is None or _total(a) != _total(b):
-        return [dims]
-    return [ins[0]._replace(dims=dims, known=None, param=None, summed=_both(a, b))]
+    both = all(value.summed is not None for value in ins)
+    summed = joint(ins) if both else None
+    same = ins[0].share == ins[1].share
+    return [Value(dims, summed=summed, share=ins[0].share if same else None)]
 
 
-def _both(a: Summed, b: Summed) -> Summed:
-    return a if a is b else Summed(a.dims, (a, b))
+@rule("max min clamp select_n")
+def _choose(w, eqn, ins):
+    """A sum that a constant bounds or replaces is still one of as many."""
+    (dims,) = same_axes(w, eqn, ins)
+    if eqn.primitive is not jax.lax.select_n_p:
+        return [Value(dims, summed=joint(ins))]
+    shares = {v.share for v in ins[1:] if v.known is None or v.known != 0}
+    same = shares.pop() if len(shares) == 1 else None
+    return [Value(dims, summed=joint(ins[1:]), share=same)]
 
 
-def _total(summed: Summed) -> int:
-    return math.prod(d.size for d in summed.dims)
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
+POWERS = {primitive(name): power for name, power in _POWERS.items()}
 
 
-def _number(value) -> float | None:
-    return None if value.known is None else float(value.known)
+@rule("integer_pow pow " + " ".join(_POWERS))
+def _power(w, eqn, ins):
+    (dims,) = same_axes(w, eqn, ins)
+    power = POWERS.get(eqn.primitive, eqn.params.get("y"))
+    if power is None:
+        power = number_of(ins[1])
+    return [Value(dims, summed=None if power is None else powered(ins[0], power))]
 
 
-def _is_count(number: float | None, total: int) -> int | None:
-    """0 for the full count, 1 for one less (an unbiased variance), else None."""
-    for less in (0, 1):
-        if number is not None and total > less + 1 and _near(number, total - less):
-            return less
-    return None
+class Quotient(NamedTuple):
+    """The operand at `at` is divided by `number`; a sum rather than what is none."""
+
+    of_sum: bool
+    number: float
+    at: int
 
 
-def _near(a: float, b: int) -> bool:
-    return abs(a - b) <= 1e-6 * abs(b)
-
-
-def _scaled_sum(ins, divide: bool):
-    """The summed operand, and the number that divides it; None where there is none."""
+def _quotient(ins, divide: bool) -> Quotient | None:
+    found = []
     for i in (0,) if divide else (0, 1):
-        number = _number(ins[1 - i])
-        if ins[i].summed is not None and number:
-            return i, number if divide else 1.0 / number
-    return None
+        by = number_of(ins[1 - i])
+        if by:
+            of_sum = ins[i].summed is not None
+            found.append(Quotient(of_sum, by if divide else 1 / by, i))
+    return max(found, default=None)
+
+
+def _of_arrays(w, ins, dims, divide: bool) -> Value:
+    if divide:
+        return Value(dims, summed=ratio(ins))
+    root = rooted(ins)
+    if root is not None:
+        root.summed.mark_mean()
+        w.note_mean(root.summed.dims)
+    return Value(dims)
 
 
 def _infer_scale(divide: bool):
     def infer(w, eqn, ins):
         (dims,) = same_axes(w, eqn, ins)
-        found = _scaled_sum(ins, divide)
+        found = _quotient(ins, divide)
         if found is None:
-            return [dims]
-        i, number = found
-        summed = ins[i].summed
-        if _is_count(number, _total(summed)) is None:
-            return [ins[i]._replace(dims=dims, known=None, param=None)]
+            return [_of_arrays(w, ins, dims, divide)]
+        value = ins[found.at]
+        summed = value.summed
+        if summed is None or count_in(found.number, summed) is None:
+            shared = share(w, value, found.number, eqn.outvars[0].aval.dtype)
+            return [Value(dims, summed=summed, share=shared)]
         summed.mark_mean()
         w.note_mean(summed.dims)
-        return [dims]
+        return [Value(dims, share=taken(w, summed, found.number))]
 
     return infer
 
 
 def _evaluate_scale(divide: bool):
     def evaluate(ev, eqn, sub, ins, outs, args):
-        found = _scaled_sum(ins, divide)
-        if found is not None:
-            i, number = found
-            dims = ins[i].summed.dims
-            kept = math.prod(ev.k.count(d) for d in dims)
-            total = _total(ins[i].summed)
-            if kept != total:
-                new = _new_count(ev, eqn, number, total, kept, dims)
-                factor = new if divide else 1.0 / new
-                args = list(args)
-                number = np.asarray(factor, args[1 - i].dtype)
-                args[1 - i] = varying_like(number, args[i])
+        found = _quotient(ins, divide)
+        if found is None or not found.of_sum:
+            (out,) = ev.bind(eqn, args)
+            root = rooted(ins) if found is None and not divide else None
+            return [scaled(out, root.lack(ev.k) if root else 1)]
+        summed = ins[found.at].summed
+        kept, *others = kept_counts(ev.k, summed)
+        if others:
+            raise ev.error(eqn, *_DIFFER)
+        if kept != total(summed.dims):
+            new = _new_count(ev, eqn, found.number, summed, kept)
+            args, by = list(args), args[1 - found.at]
+            number = np.full(np.shape(by), new if divide else 1 / new, by.dtype)
+            args[1 - found.at] = varying_like(number, args[found.at])
         return ev.bind(eqn, args)
 
     return evaluate
 
 
-def _new_count(ev, eqn, number: float, total: int, kept: int, dims) -> float | int:
-    less = _is_count(number, total)
+_DIFFER = (
+    "sums over groups of one size are divided by one number, and the keep leaves them "
+    "different sizes",
+    "keep as many channels of each, or divide each sum by the number of its elements",
+)
+
+
+def _new_count(ev, eqn, number: float, summed, kept: int) -> float | int:
+    less = count_in(number, summed)
     if less is not None:
         # A variance over a single kept channel would divide by zero.
-        return max(kept - less, 1)
-    cut = math.prod(d.size for d in dims if ev.k.count(d) != d.size)
-    if float(number).is_integer() and number >= cut and number % cut == 0:
+        left = max(kept - less, 1)
+        return left if summed.power == 1 else left**summed.power
+    cut = total(d for d in summed.dims if ev.k.count(d) != d.size)
+    whole = summed.power == 1 and float(number).is_integer()
+    if whole and number >= cut and number % cut == 0:
         raise ev.error(
             eqn,
-            f"a sum over {total} positions is divided by {number:g}, which looks like "
-            f"a count of the {cut} channels being cut, but is not the number summed",
+            f"a sum over {total(summed.dims)} positions is divided by {number:g}, "
+            f"which looks like a count of the {cut} channels being cut, but is not the "
+            "number summed",
             "divide by the number of elements summed (`jnp.mean`), or pin the group: "
             "`trace(..., pin=(group,))`",
         )

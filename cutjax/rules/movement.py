@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax.rules.base import counts, rest, rule, shape_of
+from cutjax.rules.counts import beside, counted, lack, scaled, some_of, spread
 
 
 def _new_sizes(k, eqn, ins, outs):
@@ -62,16 +63,31 @@ def _squeeze(w, eqn, ins):
     return [ins[0]._replace(dims=rest(ins[0].dims, gone))]
 
 
-@rule("broadcast_in_dim", resize=_shape)
+def _spread(ev, eqn, sub, ins, outs, args):
+    """Shares of a cotangent that is copied to fewer are larger."""
+    shares = spread(ins[0].share, _new_axes(ins[0].dims, outs[0].dims))
+    value = scaled(args[0], 1 if shares is None else lack(ev.k, shares))
+    return ev.bind(eqn, [value, *args[1:]], **_shape(ev.k, eqn, ins, outs))
+
+
+def _new_axes(before, after):
+    return [d for d in after if d.size != 1 and all(d is not old for old in before)]
+
+
+@rule("broadcast_in_dim", evaluate=_spread)
 def _broadcast(w, eqn, ins):
     out = [w.solver.new(n) for n in eqn.params["shape"]]
     for d, i in zip(ins[0].dims, eqn.params["broadcast_dimensions"], strict=True):
         if d.size == out[i].size:
             out[i] = d
+    new = _new_axes(ins[0].dims, out)
+    shares = spread(ins[0].share, new)
+    if shares is not None and counted(shares) is not None:
+        w.note_mean(shares.dims)
+        shares = None
     # Copies of a parameter along new axes are no longer that parameter.
-    same = math.prod(eqn.params["shape"]) == math.prod(d.size for d in ins[0].dims)
-    param = ins[0].param if same else None
-    return [ins[0]._replace(dims=tuple(out), param=param, known=None)]
+    param = None if new else ins[0].param
+    return [ins[0]._replace(dims=tuple(out), param=param, share=shares)]
 
 
 @rule("concatenate")
@@ -83,7 +99,7 @@ def _concatenate(w, eqn, ins):
             if i != axis:
                 w.solver.unify(a, b)
     joined = w.solver.concat([v.dims[axis] for v in ins])
-    return [(*first[:axis], joined, *first[axis + 1 :])]
+    return [beside(ins, (*first[:axis], joined, *first[axis + 1 :]))]
 
 
 @rule("stack")
@@ -92,7 +108,8 @@ def _stack(w, eqn, ins):
     for value in ins[1:]:
         w.solver.unify_all(ins[0].dims, value.dims)
     dims = ins[0].dims
-    return [(*dims[:axis], w.solver.new(len(ins), "stacked arrays"), *dims[axis:])]
+    new = w.solver.new(len(ins), "stacked arrays")
+    return [beside(ins, (*dims[:axis], new, *dims[axis:]))]
 
 
 @rule("unstack")
@@ -100,7 +117,7 @@ def _unstack(w, eqn, ins):
     axis = eqn.params["axis"]
     dims = ins[0].dims
     w.solver.pin(dims[axis], "unstacked")
-    return [(*dims[:axis], *dims[axis + 1 :])] * len(eqn.outvars)
+    return [some_of(ins[0], rest(dims, [axis]))] * len(eqn.outvars)
 
 
 def _slice_limits(k, eqn, ins, outs):
@@ -137,7 +154,7 @@ def _slice(w, eqn, ins):
             out.append(w.solver.segment(d, start, limit))
         else:
             out.append(_every_nth(w.solver, d, start, step, size))
-    return [tuple(out)]
+    return [some_of(ins[0], tuple(out))]
 
 
 def _every_nth(s, d, start, step, size):
@@ -162,39 +179,58 @@ def _split(w, eqn, ins):
     dims = ins[0].dims
     for size in map(int, eqn.params["sizes"]):
         piece = w.solver.segment(dims[axis], start, start + size)
-        out.append((*dims[:axis], piece, *dims[axis + 1 :]))
+        out.append(some_of(ins[0], (*dims[:axis], piece, *dims[axis + 1 :])))
         start += size
     return out
 
 
 def _padding(k, eqn, ins, outs):
     config = []
-    for (lo, hi, inner), out in zip(
-        eqn.params["padding_config"], outs[0].dims, strict=True
+    for (lo, hi, inner), d, out in zip(
+        eqn.params["padding_config"], ins[0].dims, outs[0].dims, strict=True
     ):
-        if k.count(out) != out.size:
-            mask = k.mask(out)
-            lo, hi = int(mask[:lo].sum()), int(mask[mask.size - hi :].sum())
-        config.append((lo, hi, inner))
+        if inner == 0 and (k.count(d) != d.size or k.count(out) != out.size):
+            before, after = k.mask(d), k.mask(out)
+            lo = after[:lo].sum() if lo >= 0 else -before[:-lo].sum()
+            hi = after[out.size - hi :].sum() if hi >= 0 else -before[hi:].sum()
+        config.append((int(lo), int(hi), inner))
     return {"padding_config": tuple(config)}
 
 
 @rule("pad", resize=_padding)
 def _pad(w, eqn, ins):
     s, out = w.solver, []
-    for (lo, hi, inner), d in zip(
-        eqn.params["padding_config"], ins[0].dims, strict=True
+    sizes = shape_of(eqn.outvars[0])
+    for config, d, size in zip(
+        eqn.params["padding_config"], ins[0].dims, sizes, strict=True
     ):
-        lo, hi, inner = int(lo), int(hi), int(inner)
-        size = lo + hi + d.size + inner * max(d.size - 1, 0)
+        lo, hi, inner = map(int, config)
+        every = inner and lo >= 0 and hi >= 0 and lo + hi == inner
+        crop = (max(-lo, 0), d.size - max(-hi, 0))
         if size == d.size and lo == inner == 0:
             out.append(d)
-        elif inner or lo < 0 or hi < 0 or s.pinned(d):
+        elif s.pinned(d) or (inner and not every) or crop[0] > crop[1]:
             s.pin(d, "padded between or cropped")
             out.append(s.new(size, "a padded axis that stays whole"))
+        elif every:
+            # Cotangents of a strided slice go back to where it took from.
+            out.append(s.product([d, s.new(inner + 1, "sliced with a stride")]))
         else:
-            out.append(s.concat([s.new(lo), d, s.new(hi)]))
+            left = s.segment(d, *crop)
+            out.append(s.concat([s.new(max(lo, 0)), left, s.new(max(hi, 0))]))
     return [tuple(out)]
+
+
+@rule("bitcast_convert_type")
+def _bitcast(w, eqn, ins):
+    """Wider numbers read as narrower ones have an axis of these, and back."""
+    dims, shape = ins[0].dims, shape_of(eqn.outvars[0])
+    if len(shape) == len(dims):
+        return [dims]
+    if len(shape) > len(dims):
+        return [(*dims, w.solver.new(shape[-1], "the bits of one number"))]
+    w.solver.pin(dims[-1], "the bits of one number")
+    return [dims[:-1]]
 
 
 def _tile_reps(k, eqn, ins, outs):

@@ -3,16 +3,36 @@
 import jax
 
 from cutjax.rules.base import Summed, counts, rest, rule, shape_of, summed_over
+from cutjax.rules.counts import counts_next, factor, number_of, scaled, total
 from cutjax.unify import POSITIONS
 
 
-@rule("reduce_sum")
+def _summed_shares(ev, eqn, sub, ins, outs, args):
+    """A sum of what was divided by the number of summands is over those that stay."""
+    (out,) = ev.bind(eqn, args)
+    gone = [ins[0].dims[i] for i in eqn.params["axes"]]
+    return [scaled(out, factor(ev.k, gone) if counts_next(ins[0].share, gone) else 1)]
+
+
+@rule("reduce_sum", evaluate=_summed_shares)
 def _sum(w, eqn, ins):
     value, axes = ins[0], eqn.params["axes"]
     gone = tuple(value.dims[i] for i in axes)
     summed = summed_over(value.summed, gone)
     w.read(value, gone, summed)
-    return [value._replace(dims=rest(value.dims, axes), summed=summed, param=None)]
+    value = value._replace(dims=rest(value.dims, axes), param=None)
+    if counts_next(value.share, gone):
+        summed.mark_mean()
+        w.note_mean(gone)
+        return [value._replace(summed=None, share=None, known=None)]
+    number = number_of(value)
+    return [
+        value._replace(
+            summed=summed,
+            share=value.share if total(gone) == 1 else None,
+            known=None if number is None else number * total(gone),
+        )
+    ]
 
 
 def _greatest(ev, eqn, sub, ins, outs, args):

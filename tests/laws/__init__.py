@@ -7,6 +7,7 @@ saboteurs.py) can hand in a broken one; each fails with an AssertionError.
 from .compose import (
     check_compiles_once,
     check_grad,
+    check_inner_grad,
     check_other_batch,
     check_program,
     check_second_cut,
@@ -44,6 +45,7 @@ __all__ = [
     "check_grad",
     "check_graph_stable",
     "check_groups",
+    "check_inner_grad",
     "check_mask",
     "check_members",
     "check_other_batch",

@@ -1,4 +1,4 @@
-"""Laws of composition: compile once, grad, vmap, a second cut, train mode."""
+"""Laws of composition: compile once, grad, also inside, vmap, a second cut, train."""
 
 from __future__ import annotations
 
@@ -62,6 +62,21 @@ def check_grad(cj: Any, net: Net, seed: int) -> None:
         for params in (case.masked, rounded(case.masked))
     )
     close(run(grad(case.small), case.params, *net.inputs), want, 1e-4, again)
+
+
+def check_inner_grad(cj: Any, net: Net, seed: int) -> None:
+    """The smaller gradient function is the gradient of the smaller function."""
+    case = case_of(cj, net, seed)
+
+    def grad(fn: Any) -> Any:
+        return jax.grad(lambda params, *inputs: uneven(fn(params, *inputs)))
+
+    inner = attempt(cj.shrink, grad(net.apply), case.graph, case.keep)
+    want, again = (
+        run(grad(case.small), params, *net.inputs)
+        for params in (case.params, rounded(case.params))
+    )
+    close(run(inner, case.params, *net.inputs), want, 1e-4, again)
 
 
 def check_vmap(cj: Any, net: Net, seed: int) -> None:
