@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_compensate import normal, quick as quick
 
 import cutjax as cj
-from cutjax.recover import apart, follow, stops
+from cutjax.recover import apart, contracted, follow, program, stops
 
 QUIET: Any = {"progress": False}
 SIZES = {"e": (6, 10), "o": (10,), "a": (10, 12), "p": (12,), "b": (12, 9), "q": (9,)}
@@ -50,10 +51,16 @@ def as_convolution(w: Any, b: Any, x: Any) -> Any:
     return (y[0] + b[:, None])[:, 0]
 
 
+def as_sums(w: Any, b: Any, x: Any) -> Any:
+    return (x[..., None] * w).sum(-2) + b
+
+
 SPELLINGS = {
     "vmap": (each(partial(net, plainly)), False),
     "equinox": (each(partial(net, as_equinox)), True),
     "haiku": (partial(net, as_haiku), False),
+    "sums": (partial(net, as_sums), False),
+    "a sum each": (each(partial(net, as_sums)), False),
     "convolution": (each(partial(net, as_convolution)), True),
 }
 
@@ -134,6 +141,36 @@ def test_saboteur_that_takes_only_kernels_apart_is_found_out(monkeypatch):
     monkeypatch.setattr(apart, "ADD", None)
     with pytest.raises(AssertionError):
         check_gates()
+
+
+def test_saboteur_that_contracts_no_sum_is_found_out(monkeypatch):
+    monkeypatch.setattr(program, "contracted", lambda jaxpr, number: jaxpr)
+    with pytest.raises(AssertionError):
+        check_spelling("sums")
+
+
+SUMS: dict[str, tuple[Callable[[Any, Any], Any], int]] = {
+    "vector": (lambda w, x: (x * w[0]).sum(-1), 1),
+    "kept": (lambda w, x: (x * w[0]).sum(-1, keepdims=True), 1),
+    "heads": (lambda w, x: (x[..., None, :] * w).sum(-1), 1),
+    "before": (lambda w, x: (w * x[..., None, :]).sum(-1).T, 1),
+    "in between": (lambda w, x: (x[:, None] * w[:, None]).sum(-1), 1),
+    "both": (lambda w, x: (x[:, :4] * w).sum((1, 2)), 1),
+    "diagonal": (lambda w, x: (x[:, :4] * w).sum(-1), 0),
+    "used again": (lambda w, x: (y := x * w[0]).sum(-1) + y[..., 0], 0),
+    "data": (lambda w, x: (x * x).sum(-1) + w[0, 0], 0),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_contracting_sums_changes_no_result(name):
+    apply, products = SUMS[name]
+    w, x = normal(0, 4, 6), normal(1, 2, 5, 6)
+    changed = contracted.contracted(jax.make_jaxpr(apply)(w, x), 1)
+    got = jax.extend.core.jaxpr_as_fun(changed)(w, x)
+    np.testing.assert_allclose(got[0], apply(w, x), atol=1e-5)
+    made = [eqn.primitive.name for eqn in changed.eqns]
+    assert made.count("dot_general") == products
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])

@@ -14,6 +14,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from cutjax._compat import Literal, open_jaxpr, scan_counts
 from cutjax.recover.apart import taken_apart
+from cutjax.recover.contracted import contracted
 from cutjax.recover.follow import whole
 from cutjax.recover.program import Program, needs, of_frame, read
 from cutjax.resize import Evaluator, flattened, kept_of
@@ -87,7 +88,7 @@ def _loop(prog: Program, index: int) -> Loop:
     avals = [var.aval for var in params]
     avals += [eqn.invars[i].aval for i in given]
     avals += [var.aval for var in open_jaxpr(eqn.params["jaxpr"])[0].invars[consts:]]
-    jaxpr = taken_apart(flattened(step, avals, n), n)
+    jaxpr = taken_apart(contracted(flattened(step, avals, n), n), n)
     frame = Walker("pin").run(jaxpr, ins)
     inner = of_frame(frame, prog.evaluator, prog.paths, prog.groups)
     varies = tuple(a for a in eqn.invars[consts:] if not isinstance(a, Literal))

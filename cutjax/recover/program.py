@@ -11,6 +11,7 @@ from jaxtyping import Int
 from cutjax._compat import Literal, primitive
 from cutjax.graph import Graph
 from cutjax.recover.apart import taken_apart
+from cutjax.recover.contracted import contracted
 from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
 from cutjax.rules.base import Value
 from cutjax.unify import Var
@@ -85,7 +86,8 @@ def program(
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
     avals = [*graph.shapes.values(), *given]
-    jaxpr = taken_apart(flattened(flat, avals, n, unroll=unroll), n)
+    jaxpr = contracted(flattened(flat, avals, n, unroll=unroll), n)
+    jaxpr = taken_apart(jaxpr, n)
     walker, table = Walker(graph.on_unknown), {}
     ins = [
         Value(tuple(to_var(walker.solver, a, table) for a in axes), param=i)
