@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from cutjax.readers import channel_axes
+from cutjax._compat import primitive
+from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.computed import (
     Affine,
     Edge,
@@ -30,6 +31,9 @@ from cutjax.recover.rows import (
 )
 from cutjax.resize import Reader
 from cutjax.rules.base import shape_of
+from cutjax.unify import Var, find
+
+SUM = primitive("reduce_sum")
 
 Place = tuple[int, ...]
 """An equation of the program, or that of a loop and one of its step."""
@@ -176,6 +180,32 @@ def kept_as_cut(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[str]
         if cut and kernel not in home.origins and _place(loop, index) not in refitted:
             names.update((prog.paths[i], None) for i in sorted(behind(home, kernel)))
     return list(names)
+
+
+def averaged(prog: Program, loops: Loops) -> list[str]:
+    """Groups that members of an ensemble are cut of: kernels apart, results summed.
+
+    What each member makes is right; that the sum lacks the others is not made up for.
+    """
+    names, kept = dict[str | None, None](), prog.evaluator.k
+    for loop, index in _matrices(prog, loops):
+        home = prog if loop is None else loop.prog
+        reader = home.reader(index)
+        if is_conv(reader):
+            continue
+        batch = reader.eqn.params["dimension_numbers"][1][1 - reader.site.at]
+        dims = [reader.ins[1 - reader.site.at].dims[axis] for axis in batch]
+        cut = {find(d) for d in dims if kept.count(d) < d.size}
+        if cut and not cut.isdisjoint(_summed(home)):
+            names.update((kept.name(d), None) for d in cut)
+    return [name for name in names if name is not None]
+
+
+def _summed(prog: Program) -> set[Var]:
+    """The axes that data is summed over."""
+    sums = (e for e in prog.frame.jaxpr.eqns if e.primitive is SUM)
+    pairs = ((prog.frame.read(e.invars[0]), e.params["axes"]) for e in sums)
+    return {find(v.dims[axis]) for v, axes in pairs if v.data for axis in axes}
 
 
 def _read(reader: Reader) -> list[Any]:

@@ -23,7 +23,7 @@ from cutjax.recover.loops import with_loops
 from cutjax.recover.measures import measure
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, refitted
-from cutjax.recover.stops import Place, Stop, kept_as_cut, stops_of
+from cutjax.recover.stops import Place, Stop, averaged, kept_as_cut, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, pruned, select
 
@@ -69,6 +69,12 @@ def recovered(
     prog, loops = with_loops(prog, keep)
     stops = [s for s in stops_of(prog, as_cut, loops) if s.path in used]
     _warn_of_kept([n for n in kept_as_cut(prog, loops, stops) if n in used], label)
+    for name in averaged(prog, loops):
+        warnings.warn(
+            f"{label}: members of {name!r} are summed, each with kernels of its own; "
+            "what those that go made is not made up for: finetune, or keep them all",
+            stacklevel=3,
+        )
     ways = {s.place: way_of(s, len(inputs) * s.steps) for s in stops}
     parent = list(named_leaves(params).values())
     spread = is_spread((params, inputs))
