@@ -160,3 +160,22 @@ def test_nothing_is_said_of_constants_and_of_what_is_whole():
 
     _, fits, said = fitted(lambda p, x: wide(p, x) @ p["c"], parameters())
     assert "w" in [fit.path for fit in fits] and not said
+
+
+def members(p: Any, x: Any) -> Any:
+    h = jnp.tanh(x @ p["a"])
+    return jax.vmap(lambda w, c: jnp.tanh(h @ w) @ c)(p["w"], p["c"]).mean(0)
+
+
+@pytest.mark.parametrize(("group", "times"), [("w:0", 1), ("w:2", 0), ("a:1", 0)])
+def test_members_of_an_ensemble_that_go_are_spoken_of(group, times):
+    sizes = {"a": (5, 10), "w": (4, 10, 7), "c": (4, 7, 3)}
+    p = {name: normal(i, *size) / 2 for i, (name, size) in enumerate(sizes.items())}
+    x = np.tanh(normal(20, 90, 5))
+    graph = cj.trace(members, p, x)
+    (size,) = [g.size for g in graph.free if g.name == group]
+    keep = {group: np.arange(size) > 1}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        cj.compensate(members, p, graph, keep, [x], **QUIET)
+    assert sum(f"members of '{group}'" in str(one.message) for one in said) == times

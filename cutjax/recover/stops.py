@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from cutjax.readers import channel_axes
 from cutjax.recover.computed import (
     Affine,
     Edge,
@@ -19,7 +18,7 @@ from cutjax.recover.computed import (
 from cutjax.recover.follow import Reach, bias_of, reach_of
 from cutjax.recover.loops import Loop
 from cutjax.recover.products import Inner, inner_of
-from cutjax.recover.program import Program, behind, terminals
+from cutjax.recover.program import Program, terminals
 from cutjax.recover.rows import (
     features_of,
     groups_of,
@@ -72,7 +71,7 @@ class Stop(NamedTuple):
     @property
     def place(self) -> Place:
         """Where it is; places have the order of equations."""
-        return _place(self.loop, self.index)
+        return place_of(self.loop, self.index)
 
     @property
     def steps(self) -> int:
@@ -117,7 +116,7 @@ def stops_of(
     reads, of_param = list(_reads(prog, loops)), dict[int, set[Place]]()
     for loop, index, source in reads:
         if not source.path:
-            of_param.setdefault(source.number, set()).add(_place(loop, index))
+            of_param.setdefault(source.number, set()).add(place_of(loop, index))
     stops = [(r[2].number, _stop(prog, child, *r)) for r in reads]
     serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
     # What is whole stays as it is: elsewhere it is right.
@@ -132,7 +131,7 @@ def stops_of(
     )
 
 
-def _matrices(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int]]:
+def matrices(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int]]:
     """Equations that are rows times a kernel, in the program and in its loops."""
     for loop in (None, *loops.values()):
         home = prog if loop is None else loop.prog
@@ -145,7 +144,7 @@ def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Sour
     A parameter that kernels are computed from must serve nothing else.
     """
     by_param: dict[int, list[tuple[Loop | None, int, Source]]] = {}
-    for loop, index in _matrices(prog, loops):
+    for loop, index in matrices(prog, loops):
         home = prog if loop is None else loop.prog
         source = source_of(home, home.kernel(index))
         if source is not None:
@@ -162,28 +161,8 @@ def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Sour
         yield from found if only and not plain else plain
 
 
-def kept_as_cut(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[str]:
-    """The parameters that kernels are computed from which are not refitted.
-
-    Only those of readers that channels are cut of.
-    """
-    refitted, names = {stop.place for stop in stops}, dict[str, None]()
-    for loop, index in _matrices(prog, loops):
-        home = prog if loop is None else loop.prog
-        kernel, reader = home.kernel(index), home.reader(index)
-        counts = [(prog.evaluator.k.count(d), d.size) for d in _read(reader)]
-        cut = any(n < size for n, size in counts) and all(n for n, _ in counts)
-        if cut and kernel not in home.origins and _place(loop, index) not in refitted:
-            names.update((prog.paths[i], None) for i in sorted(behind(home, kernel)))
-    return list(names)
-
-
-def _read(reader: Reader) -> list[Any]:
-    operand = reader.ins[reader.site.at]
-    return [operand.dims[axis] for axis in channel_axes(reader, reader.site.at)]
-
-
-def _place(loop: Loop | None, index: int) -> Place:
+def place_of(loop: Loop | None, index: int) -> Place:
+    """Where an equation is, of the program or of a loop."""
     return (index,) if loop is None else (loop.index, index)
 
 
@@ -237,7 +216,7 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
         if stop.bias is not None:
             path, where = stop.bias
             var = stop.reach.bias.var  # type: ignore[union-attr]
-            found = {_place(stop.loop, i) for i in stop.home(prog).users[var]}
+            found = {place_of(stop.loop, i) for i in stop.home(prog).users[var]}
             users.setdefault(path, set()).update(found)
             places.setdefault(path, []).append(where)
     own = {

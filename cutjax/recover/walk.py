@@ -23,18 +23,16 @@ from cutjax.recover.ahead import ahead
 from cutjax.recover.lockstep import Halt, Pair, halts_of, passing, segment
 from cutjax.recover.loops import with_loops
 from cutjax.recover.measures import measure
+from cutjax.recover.missed import warn_of_missed
 from cutjax.recover.program import Program, program
 from cutjax.recover.refit import Fit, Found, Way, refitted
-from cutjax.recover.stops import Place, Stop, kept_as_cut, stops_of
+from cutjax.recover.stops import Place, Stop, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, select
 
 ZERO = np.int32(0)
 
 WayOf = Callable[[Stop, int], Way]
-
-NAMED = 8
-"""Parameters named in a warning, at most."""
 
 SMALL = 3e8
 """Numbers made per reader, in all batches, below which programs are compiled quickly: a
@@ -72,7 +70,7 @@ def recovered(
     prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=False)
     prog, loops = with_loops(prog, keep)
     stops = [s for s in stops_of(prog, as_cut, loops) if s.path in used]
-    _warn_of_kept([n for n in kept_as_cut(prog, loops, stops) if n in used], label)
+    warn_of_missed(prog, loops, stops, used, label)
     ways = {s.place: way_of(s, len(inputs) * s.steps) for s in stops}
     parent = list(named_leaves(params).values())
     spread = is_spread((params, inputs))
@@ -306,16 +304,6 @@ def _warn(fit: Fit, label: str) -> None:
             f"{fit.rows} rows of data; damping is {fit.damping:g}; pass more "
             "calibration data",
             stacklevel=3,
-        )
-
-
-def _warn_of_kept(names: Sequence[str], label: str) -> None:
-    if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        warnings.warn(
-            f"{label}: kernels computed from {', '.join(map(repr, names[:NAMED]))}"
-            f"{more} stay as cut: the way they are computed is not undone",
-            stacklevel=4,
         )
 
 
