@@ -115,7 +115,7 @@ def _makes_more(stop: Stop) -> bool:
 
     Only where nothing else is asked of the reader, and where it is the only one.
     """
-    alone = stop.tied in (None, stop.place) and not stop.taught
+    alone = stop.tied in (None, stop.place) and not stop.taught and not stop.padded
     if is_conv(stop.reader) or stop.inner or stop.reach.other is not None or not alone:
         return False
     _, (batch, _) = stop.reader.eqn.params["dimension_numbers"]

@@ -1,15 +1,19 @@
 """The readers of a program that can be refitted, and all that is to know about each."""
 
+import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cutjax.recover.follow import Reach, bias_of, reach_of
 from cutjax.recover.loops import Loop
 from cutjax.recover.products import Inner, inner_of
-from cutjax.recover.program import Program, positions, terminals
+from cutjax.recover.program import NOWHERE, Program, positions, terminals
 from cutjax.recover.rows import (
     features_of,
     groups_of,
@@ -31,11 +35,12 @@ EMPTY: Loops = {}
 class Stop(NamedTuple):
     """A reader to be refitted.
 
-    `index`: its equation, of one step if it is in a `loop`. `path`: its parameter;
-    `where`: the flat positions of the kernel in it. `bias`: path and positions of what
-    shifts its result, if there is one. `kernel`: shape of the child's kernel; `groups`,
-    `features`, `rows` per batch and step. `inner`: the product that what it makes
-    enters, where a part of the width goes.
+    `index`: its equation, of one step if it is in a `loop`. `paths`: the parameters
+    that its kernel is put together of, mostly one; `where`: its flat positions in them,
+    laid end to end. `bias`: path and positions of what shifts its result, if there is
+    one. `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch
+    and step. `inner`: the product that what it makes enters, where a part of the width
+    goes.
     `tied`: place of the first reader of the same weights, where they serve in several
     places: more than one reader, steps of a loop, or a reader and whatever else.
     `taught`: whether it is shown what the parent reads; the child would go astray with
@@ -44,7 +49,7 @@ class Stop(NamedTuple):
 
     index: int
     reader: Reader
-    path: str
+    paths: tuple[str, ...]
     where: Int[np.ndarray, "..."]
     reach: Reach
     bias: tuple[str, np.ndarray] | None
@@ -56,6 +61,16 @@ class Stop(NamedTuple):
     loop: Loop | None = None
     tied: Place | None = None
     taught: bool = False
+
+    @property
+    def path(self) -> str:
+        """What its kernel is called."""
+        return " + ".join(self.paths)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some of its kernel lies in no parameter."""
+        return bool((self.where == NOWHERE).any())
 
     @property
     def place(self) -> Place:
@@ -81,9 +96,23 @@ class Stop(NamedTuple):
         """Which operand is the kernel."""
         return 1 - self.reader.site.at
 
+    def held(
+        self, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[str, Bool[np.ndarray, " n"], Int[np.ndarray, " k"]]]:
+        """By parameter, which of the kernel's numbers it holds, and where in it.
+
+        Args:
+            sizes: of the child's parameters, by path.
+        """
+        flat, start = self.where.ravel(), 0
+        for path in self.paths:
+            held = (start <= flat) & (flat < start + sizes[path])
+            yield path, held, flat[held] - start
+            start += sizes[path]
+
     @property
     def blocks(self) -> Int[np.ndarray, "g f m"]:
-        """Where in the parameter each weight of the kernel's blocks lies."""
+        """Where in the parameters each weight of the kernel's blocks lies."""
         return np.asarray(kernel_blocks(self.reader, self.where, self.groups))
 
 
@@ -102,25 +131,24 @@ def stops_of(
         loops: what of it are loops, by equation.
     """
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
-    stops, of_param = [], dict[int, set[Place]]()
+    stops: list[Stop | None] = []
+    of_param: dict[int, set[Place]] = {}
     for loop in (None, *loops.values()):
         home = prog if loop is None else loop.prog
         for index in filter(lambda i: is_matrix(home.reader(i)), home.frame.sites):
-            number = home.origins.get(home.kernel(index))
-            if number is not None:
+            for number in home.sources.get(home.kernel(index), ()):
                 of_param.setdefault(number, set()).add(_place(loop, index))
-                stops.append((number, _stop(home, index, shapes, loop)))
+            stops.append(_stop(home, index, shapes, loop))
     serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
     # What is whole stays as it is: elsewhere it is right.
-    whole = {n for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
-    free = [stop for n, stop in stops if stop is not None and n not in whole]
+    whole = {prog.paths[n] for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
+    free = [s for s in stops if s is not None and whole.isdisjoint(s.paths)]
     paths = {prog.paths[n] for n in serve}
-    return _shared(
-        [
-            s._replace(tied=s.place) if s.path in paths or s.loop is not None else s
-            for s in _own_bias(prog, loops, free)
-        ]
-    )
+    tied = [
+        s._replace(tied=s.place) if s.loop is not None or paths & {*s.paths} else s
+        for s in _own_bias(prog, loops, free)
+    ]
+    return _shared(tied, {path: math.prod(shape) for path, shape in shapes.items()})
 
 
 def _place(loop: Loop | None, index: int) -> Place:
@@ -134,7 +162,7 @@ def _used(prog: Program, loops: Loops, number: int) -> set[Place]:
         loop = loops.get(index)
         if loop is not None:
             found |= {(index, at) for at in terminals(loop.prog, number)}
-        if loop is None or any(prog.origins.get(v) == number for v in loop.varies):
+        if loop is None or any(number in prog.sources.get(v, ()) for v in loop.varies):
             found.add((index,))
     return found
 
@@ -148,18 +176,58 @@ def _stop(
 ) -> Stop | None:
     reader, kept = prog.reader(index), prog.evaluator.k
     at, var = 1 - reader.site.at, prog.kernel(index)
-    path = prog.paths[prog.origins[var]]
     sizes = [kept.count(d) for d in reader.ins[at].dims]
     if 0 in sizes or any(kept.count(d) == 0 for d in reader.outs[0].dims):
         return None
     kernel = np.broadcast_to(np.float32(0), sizes)
+    lies = _lies(prog, var, shapes)
+    if lies is None:
+        return None
+    groups = groups_of(reader, kept)
+    if not _whole(np.asarray(kernel_blocks(reader, lies[1], groups)) == NOWHERE):
+        return None
     reach, made = reach_of(prog, index), made_axes(reader, kernel)
     return Stop(
-        *(index, reader, path, positions(prog, var, shapes[path]), reach),
-        *(bias_of(prog, reach, made, shapes), kernel, groups_of(reader, kept)),
+        *(index, reader, *lies, reach),
+        *(bias_of(prog, reach, made, shapes), kernel, groups),
         *(features_of(reader, kernel), rows_of(reader), inner_of(prog, index)),
         *(loop, None, loop is not None),
     )
+
+
+def _lies(
+    prog: Program, var: Any, shapes: Mapping[str, Any]
+) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """The parameters that a kernel is put together of, and where in them it lies.
+
+    None where it is made otherwise, has one number twice, or one that is no float.
+    """
+    sources = prog.sources.get(var, ())
+    params = [prog.frame.jaxpr.invars[n] for n in sources]
+    floats = (jnp.issubdtype(param.aval.dtype, jnp.floating) for param in params)
+    if not params or not all(floats):
+        return None
+    paths = [prog.paths[n] for n in sources]
+    where = positions(prog, var, *(shapes[path] for path in paths))
+    ends = np.cumsum([0, *(math.prod(shapes[path]) for path in paths)])
+    at = where[where != NOWHERE]
+    held = np.zeros(ends[-1], bool)
+    held[at] = True
+    if np.count_nonzero(held) < at.size:
+        return None
+    # A part of what was put together may be of fewer parameters.
+    some = [held[a:b].any() for a, b in itertools.pairwise(ends)]
+    if not all(some):
+        before = np.cumsum(np.where(some, 0, np.diff(ends)))
+        each = np.searchsorted(ends, where, "right") - 1
+        where = np.where(where == NOWHERE, where, where - before[each])
+    return tuple(itertools.compress(paths, some)), where
+
+
+def _whole(padding: Bool[np.ndarray, "g f m"]) -> bool:
+    """Whether it is of all that a number read is for, or of all that makes one."""
+    read, made = padding.all(2, keepdims=True), padding.all(1, keepdims=True)
+    return bool((padding == (read | made)).all())
 
 
 def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
@@ -185,28 +253,28 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
     ]
 
 
-def _shared(stops: Sequence[Stop]) -> tuple[Stop, ...]:
+def _shared(stops: Sequence[Stop], sizes: Mapping[str, int]) -> tuple[Stop, ...]:
     """Those of one matrix tied; those that share only a part of it left out."""
-    by_path: dict[str, list[Stop]] = {}
-    for stop in stops:
-        by_path.setdefault(stop.path, []).append(stop)
-    out = [s for found in by_path.values() for s in _one_each(found)]
-    return tuple(sorted(out, key=lambda stop: stop.place))
+    times = Counter(path for stop in stops for path in stop.paths)
+    alone = [s for s in stops if all(times[path] == 1 for path in s.paths)]
+    rest = [s for s in stops if any(times[path] > 1 for path in s.paths)]
+    found = [*alone, *_one_each(rest, sizes)]
+    return tuple(sorted(found, key=lambda stop: stop.place))
 
 
-def _one_each(stops: list[Stop]) -> Iterator[Stop]:
-    """Of the readers of one parameter."""
-    if len(stops) == 1:
-        yield from stops
-        return
+def _one_each(stops: Sequence[Stop], sizes: Mapping[str, int]) -> Iterator[Stop]:
+    """Of the readers of parameters that some have in common."""
     same: dict[Any, list[Stop]] = {}
     for stop in stops:
         blocks = stop.blocks
-        same.setdefault((blocks.shape, blocks.tobytes()), []).append(stop)
-    places = [found[0].where.ravel() for found in same.values()]
-    times = np.bincount(np.concatenate(places))
-    for found, where in zip(same.values(), places, strict=True):
-        if times[where].max() > 1:
+        key = stop.paths, blocks.shape, blocks.tobytes()
+        same.setdefault(key, []).append(stop)
+    times = {path: np.zeros(sizes[path], np.int32) for s in stops for path in s.paths}
+    for stop, *_ in same.values():
+        for path, _, where in stop.held(sizes):
+            times[path][where] += 1
+    for found in same.values():
+        if any(times[p][where].max() > 1 for p, _, where in found[0].held(sizes)):
             continue
         # One matrix for several targets has no intercept of its own.
         tied = {"tied": found[0].place, "bias": None, "taught": True}
