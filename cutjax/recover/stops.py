@@ -131,24 +131,30 @@ def stops_of(
         loops: what of it are loops, by equation.
     """
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
-    stops: list[Stop | None] = []
-    of_param: dict[int, set[Place]] = {}
+    found, made_of = list[Stop](), dict[Place, tuple[int, ...]]()
     for loop in (None, *loops.values()):
         home = prog if loop is None else loop.prog
         for index in filter(lambda i: is_matrix(home.reader(i)), home.frame.sites):
-            for number in home.sources.get(home.kernel(index), ()):
-                of_param.setdefault(number, set()).add(_place(loop, index))
-            stops.append(_stop(home, index, shapes, loop))
+            sources = home.sources.get(home.kernel(index), ())
+            made_of[_place(loop, index)] = sources
+            stop = _stop(home, index, shapes, loop) if sources else None
+            found += [] if stop is None else [stop]
+    stops = _shared(found, {path: math.prod(shape) for path, shape in shapes.items()})
+    known = {stop.place for stop in stops}
+    of_param: dict[int, set[Place]] = {}
+    for place, numbers in made_of.items():
+        # Put together and left out: that is elsewhere.
+        for number in numbers if len(numbers) == 1 or place in known else ():
+            of_param.setdefault(number, set()).add(place)
     serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
     # What is whole stays as it is: elsewhere it is right.
     whole = {prog.paths[n] for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
-    free = [s for s in stops if s is not None and whole.isdisjoint(s.paths)]
+    free = [s for s in stops if whole.isdisjoint(s.paths)]
     paths = {prog.paths[n] for n in serve}
-    tied = [
-        s._replace(tied=s.place) if s.loop is not None or paths & {*s.paths} else s
+    return tuple(
+        s._replace(tied=s.tied or s.place) if s.loop or paths & {*s.paths} else s
         for s in _own_bias(prog, loops, free)
-    ]
-    return _shared(tied, {path: math.prod(shape) for path, shape in shapes.items()})
+    )
 
 
 def _place(loop: Loop | None, index: int) -> Place:
@@ -269,12 +275,24 @@ def _one_each(stops: Sequence[Stop], sizes: Mapping[str, int]) -> Iterator[Stop]
         blocks = stop.blocks
         key = stop.paths, blocks.shape, blocks.tobytes()
         same.setdefault(key, []).append(stop)
+    held = [[*found[0].held(sizes)] for found in same.values()]
     times = {path: np.zeros(sizes[path], np.int32) for s in stops for path in s.paths}
-    for stop, *_ in same.values():
-        for path, _, where in stop.held(sizes):
-            times[path][where] += 1
-    for found in same.values():
-        if any(times[p][where].max() > 1 for p, _, where in found[0].held(sizes)):
+
+    def count(parts: Sequence[Any], by: int) -> None:
+        for path, _, where in parts:
+            times[path][where] += by
+
+    def clash(parts: Sequence[Any]) -> bool:
+        return any(times[path][where].max() > 1 for path, _, where in parts)
+
+    for parts in held:
+        count(parts, 1)
+    # One of several parameters gives way to what is one of theirs.
+    torn = [len(parts) > 1 and clash(parts) for parts in held]
+    for parts in itertools.compress(held, torn):
+        count(parts, -1)
+    for found, parts, is_torn in zip(same.values(), held, torn, strict=True):
+        if is_torn or clash(parts):
             continue
         # One matrix for several targets has no intercept of its own.
         tied = {"tied": found[0].place, "bias": None, "taught": True}
