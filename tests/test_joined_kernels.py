@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_compensate import normal, off, outputs, quick as quick, ridge
+from test_compensate import error, normal, off, outputs, quick as quick, ridge
 
 import cutjax as cj
 from cutjax import merge
@@ -164,6 +164,54 @@ def test_what_is_a_part_of_another_kernel_is_fitted_alone():
     assert tied == {"in": False, "side": False, "a": True}
     got, _ = cj.compensate(elsewhere, p, graph, keep, [x], **QUIET)
     np.testing.assert_array_equal(got["b"], p["b"])
+
+
+def overlapping(p: Any, x: Any) -> list[jax.Array]:
+    """Two kernels that have a part in common."""
+    h = both(p, x)
+    return [h @ jnp.concatenate([p["a"], p[name]]) for name in ("b", "c")]
+
+
+def test_of_kernels_that_share_a_part_one_is_fitted_and_nothing_gets_worse():
+    sizes = {**CASES["read"][1], "c": (8, 4)}
+    p = {key: normal(i, *size) for i, (key, size) in enumerate(sizes.items())}
+    x, keep = normal(9, 60, 5), {"in:1": off(8, 2)}
+    graph = cj.trace(overlapping, p, x)
+    prog = program(overlapping, graph, keep, (x,))
+    found = stops_of(prog, named_leaves(cj.cut_params(p, graph, keep)))
+    tied = {stop.path: stop.tied is not None for stop in found}
+    assert tied == {"in": False, "side": False, "a + c": True}
+    got, _ = cj.compensate(overlapping, p, graph, keep, [x], **QUIET)
+    small, as_cut = cj.cut(overlapping, p, graph, keep)
+    want = outputs(overlapping, p, x)
+    assert error(outputs(small, got, x), want) <= error(outputs(small, as_cut, x), want)
+
+
+def recurrent(p: Any, x: Any) -> jax.Array:
+    """Input and state are read at once, in every step."""
+
+    def step(h, x):
+        kernel = jnp.concatenate([p["in"], p["again"]])
+        return jnp.tanh(jnp.concatenate([x, h], -1) @ kernel + p["bias"]), None
+
+    h, _ = jax.lax.scan(step, jnp.zeros((len(x), 8)), x.swapaxes(0, 1))
+    return h @ p["out"]
+
+
+def test_a_kernel_of_two_in_a_recurrence_is_fitted_over_all_steps():
+    sizes = {"in": (3, 8), "again": (8, 8), "bias": (8,), "out": (8, 2)}
+    p = {name: normal(i, *s) / 2 for i, (name, s) in enumerate(sizes.items())}
+    for name in ("in", "again", "bias"):
+        p[name][..., 5] = p[name][..., 2]
+    data = [normal(10 + i, 40, 20, 3) for i in range(3)]
+    graph = cj.trace(recurrent, p, data[0])
+    keep = {"in:1": off(8, 5)}
+    got, fits = cj.compensate(recurrent, p, graph, keep, data, damping=1e-6, **QUIET)
+    small, as_cut = cj.cut(recurrent, p, graph, keep)
+    x = normal(99, 9, 20, 3)
+    assert np.abs(small(as_cut, x) - recurrent(p, x)).max() > 0.1
+    np.testing.assert_allclose(small(got, x), recurrent(p, x), atol=1e-3)
+    assert "again + in" in [fit.path for fit in fits]
 
 
 @pytest.mark.parametrize("kernel", ["twice", "whole"])

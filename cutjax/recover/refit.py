@@ -34,8 +34,9 @@ class Fit(NamedTuple):
     """One reader: squared error over squared target, as cut and refitted.
 
     The target is what the reader should make, or, where it makes more than it reads
-    (and for wide windows), what the parent reads. `features` of a row, `rows` that
-    were fitted to, `damping` of the ridge.
+    (and for wide windows), what the parent reads. `path` of its kernel, or paths with
+    " + " between them. `features` of a row, `rows` that were fitted to, `damping` of
+    the ridge.
     """
 
     path: str

@@ -131,22 +131,19 @@ def stops_of(
         loops: what of it are loops, by equation.
     """
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
-    found, made_of = list[Stop](), dict[Place, tuple[int, ...]]()
+    readers, made_of = list[Stop](), dict[Place, tuple[int, ...]]()
     for loop in (None, *loops.values()):
         home = prog if loop is None else loop.prog
         for index in filter(lambda i: is_matrix(home.reader(i)), home.frame.sites):
             sources = home.sources.get(home.kernel(index), ())
             made_of[_place(loop, index)] = sources
             stop = _stop(home, index, shapes, loop) if sources else None
-            found += [] if stop is None else [stop]
-    stops = _shared(found, {path: math.prod(shape) for path, shape in shapes.items()})
+            readers += [] if stop is None else [stop]
+    stops = _shared(readers, {path: math.prod(s) for path, s in shapes.items()})
+    # Of several parameters and left out: to each of them that is elsewhere.
     known = {stop.place for stop in stops}
-    of_param: dict[int, set[Place]] = {}
-    for place, numbers in made_of.items():
-        # Put together and left out: that is elsewhere.
-        for number in numbers if len(numbers) == 1 or place in known else ():
-            of_param.setdefault(number, set()).add(place)
-    serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
+    made_of = {at: ns for at, ns in made_of.items() if len(ns) == 1 or at in known}
+    serve = _serving(prog, loops, made_of)
     # What is whole stays as it is: elsewhere it is right.
     whole = {prog.paths[n] for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
     free = [s for s in stops if whole.isdisjoint(s.paths)]
@@ -155,6 +152,17 @@ def stops_of(
         s._replace(tied=s.tied or s.place) if s.loop or paths & {*s.paths} else s
         for s in _own_bias(prog, loops, free)
     )
+
+
+def _serving(
+    prog: Program, loops: Loops, made_of: Mapping[Place, tuple[int, ...]]
+) -> set[int]:
+    """The parameters that serve elsewhere than in the readers that are made of them."""
+    read_at: dict[int, set[Place]] = {}
+    for place, numbers in made_of.items():
+        for number in numbers:
+            read_at.setdefault(number, set()).add(place)
+    return {n for n, places in read_at.items() if _used(prog, loops, n) != places}
 
 
 def _place(loop: Loop | None, index: int) -> Place:
@@ -287,12 +295,13 @@ def _one_each(stops: Sequence[Stop], sizes: Mapping[str, int]) -> Iterator[Stop]
 
     for parts in held:
         count(parts, 1)
-    # One of several parameters gives way to what is one of theirs.
-    torn = [len(parts) > 1 and clash(parts) for parts in held]
-    for parts in itertools.compress(held, torn):
-        count(parts, -1)
-    for found, parts, is_torn in zip(same.values(), held, torn, strict=True):
-        if is_torn or clash(parts):
+    torn = list[bool]()
+    for parts in held:
+        # A kernel of several gives way to one of theirs, and to the next of several.
+        torn.append(len(parts) > 1 and clash(parts))
+        count(parts, -1 if torn[-1] else 0)
+    for found, parts, gone in zip(same.values(), held, torn, strict=True):
+        if gone or clash(parts):
             continue
         # One matrix for several targets has no intercept of its own.
         tied = {"tied": found[0].place, "bias": None, "taught": True}
