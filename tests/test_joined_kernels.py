@@ -214,11 +214,11 @@ def test_a_kernel_of_two_in_a_recurrence_is_fitted_over_all_steps():
     assert "again + in" in [fit.path for fit in fits]
 
 
-@pytest.mark.parametrize("kernel", ["twice", "whole"])
-def test_what_lies_twice_in_a_kernel_or_is_no_float_stays(kernel):
+@pytest.mark.parametrize("kernel", ["twice", "whole", "negated"])
+def test_what_lies_twice_in_a_kernel_or_is_no_float_or_another_stays(kernel):
     def apply(p, x):
         a = p["a"].astype(jnp.float32)
-        other = {"twice": a[:, ::-1], "whole": p["b"]}[kernel]
+        other = {"twice": a[:, ::-1], "whole": p["b"], "negated": -p["b"]}[kernel]
         return both(p, x) @ jnp.concatenate([a, other])
 
     _, sizes = CASES["read"]

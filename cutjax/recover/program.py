@@ -19,6 +19,8 @@ from cutjax.walk import Frame, Walker
 SAME = frozenset(map(primitive, ("convert_element_type", "copy", "reduce_precision")))
 """What changes no position: only how a number is kept."""
 
+NEG = primitive("neg")
+
 MOVES = SAME | frozenset(
     map(primitive, ("reshape", "transpose", "squeeze", "slice", "rev", "split"))
 )
@@ -129,12 +131,19 @@ def _users(frame: Frame) -> dict[Any, tuple[int, ...]]:
 def _sources(frame: Frame, moves: Container[Any]) -> dict[Any, tuple[int, ...]]:
     """The parameters that variables are made of, by these operations alone.
 
-    Unlike `Value.param`, a slice of a parameter counts: a layer of a stack.
+    Unlike `Value.param`, a slice of a parameter counts: a layer of a stack. What is
+    negated does not, nor what is made of that: its values are others.
     """
     values = frame.values.items()
     found = {v: (value.param,) for v, value in values if value.param is not None}
+    negated = set[Any]()
     for eqn in frame.jaxpr.eqns:
-        if eqn.primitive in moves:
+        named = [a for a in eqn.invars if not isinstance(a, Literal)]
+        if eqn.primitive is NEG or not negated.isdisjoint(named):
+            negated.update(eqn.outvars)
+            for var in eqn.outvars:
+                _ = found.pop(var, None)
+        elif eqn.primitive in moves:
             ins = eqn.invars[:1] if eqn.primitive is PAD else eqn.invars
             parts = [() if isinstance(a, Literal) else found.get(a, ()) for a in ins]
             if all(parts):
