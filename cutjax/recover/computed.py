@@ -1,10 +1,13 @@
-"""Kernels that are computed from a parameter: `w * c`, `w + a @ b`, and how to undo it.
+"""Where kernels come from: of which parameters, how computed, and how to undo it.
 
-Where each weight of a kernel is a number times one of a parameter plus another number,
-a new kernel says what the parameter has to be. What is rounded on the way and handed
+A kernel is a moved copy of a parameter, or put together of several, or computed from
+one: `w * c`, `w + a @ b`. Where each weight is a number times one of the parameter plus
+another number, a new kernel says what the parameter has to be. What is rounded on the way and handed
 its gradients straight through, `w + stop_gradient(q(w) - w)`, counts as `w`.
 """
 
+import itertools
+import math
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ from cutjax.recover.follow import ADD, DIV, MUL, NEG, SUB, stepped
 from cutjax.recover.loops import Loop
 from cutjax.recover.program import (
     MOVES,
+    NOWHERE,
     SAME,
     Program,
     behind,
@@ -36,7 +40,7 @@ Edge = tuple[Any, Any]
 
 
 class Source(NamedTuple):
-    """What a kernel is made of: `var`, a moved copy of parameter `number`.
+    """What a kernel is made of: `var`, which is put together of parameters `numbers`.
 
     `path`: equations from it to the kernel, in order; empty if it is the kernel.
     `edges`: what they take and make. `rounds`: edges by which is added what only stands
@@ -44,10 +48,15 @@ class Source(NamedTuple):
     """
 
     var: Any
-    number: int
+    numbers: tuple[int, ...]
     path: tuple[int, ...] = ()
     edges: tuple[Edge, ...] = ()
     rounds: tuple[Edge, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Of the parameter, where it is one: whatever is computed is of one."""
+        return self.numbers[0]
 
 
 class Affine(NamedTuple):
@@ -72,10 +81,11 @@ def source_of(
 
 
 def _source(prog: Program, atom: Any, known: dict[Any, Any]) -> Source | None:
-    number = prog.origins.get(atom)
-    if number is not None:
-        dtype = prog.frame.jaxpr.invars[number].aval.dtype
-        return Source(atom, number) if jnp.issubdtype(dtype, jnp.floating) else None
+    numbers = prog.sources.get(atom, ())
+    if numbers:
+        dtypes = [prog.frame.jaxpr.invars[n].aval.dtype for n in numbers]
+        floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+        return Source(atom, numbers) if floats else None
     index = prog.frame.makers.get(atom)
     if index is None:
         return None
@@ -112,7 +122,9 @@ def _operands(
     count = 1 if moves or eqn.primitive is DIV else 2 if either else 0
     for atom in eqn.invars[:count]:
         source = source_of(prog, atom, known)
-        if source is not None and (moves or shape_of(atom) == shape_of(out)):
+        if source is None or len(source.numbers) > 1:
+            continue
+        if moves or shape_of(atom) == shape_of(out):
             yield atom, source
 
 
@@ -121,9 +133,29 @@ def _stopped(prog: Program, atom: Any) -> bool:
     return index is not None and prog.frame.jaxpr.eqns[index].primitive is STOP
 
 
-def lies(prog: Program, source: Source, shape: Any) -> np.ndarray:
-    """Where in a parameter each weight of a kernel lies, as of `positions`."""
-    return np.asarray(_carried(prog, source, positions(prog, source.var, shape)))
+def lies(
+    prog: Program, source: Source, shapes: Mapping[str, Any]
+) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """The parameters that a kernel is put together of, and where in them it lies.
+
+    None where it has one number twice.
+    """
+    paths = [prog.paths[n] for n in source.numbers]
+    where = positions(prog, source.var, *(shapes[path] for path in paths))
+    ends = np.cumsum([0, *(math.prod(shapes[path]) for path in paths)])
+    at = where[where != NOWHERE]
+    held = np.zeros(ends[-1], bool)
+    held[at] = True
+    if np.count_nonzero(held) < at.size:
+        return None
+    # A part of what was put together may be of fewer parameters.
+    some = [held[a:b].any() for a, b in itertools.pairwise(ends)]
+    if not all(some):
+        before = np.cumsum(np.where(some, 0, np.diff(ends)))
+        each = np.searchsorted(ends, where, "right") - 1
+        where = np.where(where == NOWHERE, where, where - before[each])
+    where = np.asarray(_carried(prog, source, where))
+    return tuple(itertools.compress(paths, some)), where
 
 
 def affine_of(

@@ -12,7 +12,7 @@ from cutjax.recover import normal
 from cutjax.recover.follow import stepped, whole
 from cutjax.recover.lockstep import Facing, Halt, Pair, Seen, seen, started
 from cutjax.recover.loops import Loop
-from cutjax.recover.program import Program, needs, read
+from cutjax.recover.program import NOWHERE, Program, needs, read
 from cutjax.recover.refit import Way
 from cutjax.recover.rows import Sample, in_groups, read_rows
 from cutjax.recover.stops import Place, Stop
@@ -59,6 +59,9 @@ def _taken(stop: Stop, way: Way, seen: Seen, at: Any) -> normal.Rows:
         return normal.Rows(rows(seen.read, axes)[None], rows(seen.full, axes)[None])
     sample = Sample(way.steps, at)
     b = read_rows(reader, seen.read, kernel, stop.groups, sample)
+    if stop.padded:
+        # What only padding reads must not be fitted by: it stays padding.
+        b = b * (stop.blocks != NOWHERE).any(2)[:, None]
     if mixing:
         full = read_rows(reader, seen.full, seen.kernels.parent, sample=sample)
         return normal.Rows(b, full)

@@ -26,6 +26,13 @@ MOVES = SAME | frozenset(
     map(primitive, ("reshape", "transpose", "squeeze", "slice", "rev", "split"))
 )
 
+PAD = primitive("pad")
+JOINS = frozenset({PAD, *map(primitive, ("concatenate", "stack"))})
+"""What puts parameters together, each number that of one place or of none."""
+
+NOWHERE = -1
+"""The position of what no parameter holds: padding."""
+
 
 class Program(NamedTuple):
     """A flat function inferred over the graph's axes.
@@ -33,7 +40,8 @@ class Program(NamedTuple):
     `paths`: its parameters, the first inputs. `numbers`: a number per variable, by
     which values alive are kept. `users`: equations that read a variable, -1 for an
     output. `origins`: the parameter that a variable is a moved copy of, or a part of.
-    `groups`: the dimension of each group.
+    `sources`: all parameters that it is put together of, in order; of a moved copy that
+    one. `groups`: the dimension of each group.
     """
 
     frame: Frame
@@ -42,6 +50,7 @@ class Program(NamedTuple):
     numbers: Mapping[Any, int]
     users: Mapping[Any, tuple[int, ...]]
     origins: Mapping[Any, int]
+    sources: Mapping[Any, tuple[int, ...]]
     groups: Mapping[str, Var]
 
     def reader(self, index: int) -> Reader:
@@ -106,8 +115,10 @@ def of_frame(
 ) -> Program:
     """The program of a frame whose first inputs are the parameters."""
     numbers = {var: i for i, var in enumerate(frame.values)}
+    origins = {var: number for var, (number,) in _sources(frame, MOVES).items()}
     return Program(
-        *(frame, evaluator, paths, numbers, _users(frame), _origins(frame), groups)
+        *(frame, evaluator, paths, numbers, _users(frame), origins),
+        *(_sources(frame, MOVES | JOINS), groups),
     )
 
 
@@ -123,21 +134,28 @@ def _users(frame: Frame) -> dict[Any, tuple[int, ...]]:
     return {var: tuple(users) for var, users in found.items()}
 
 
-def _origins(frame: Frame) -> dict[Any, int]:
-    """Unlike `Value.param`, a slice of a parameter counts: a layer of a stack.
+def _sources(frame: Frame, moves: Container[Any]) -> dict[Any, tuple[int, ...]]:
+    """The parameters that variables are made of, by these operations alone.
 
-    What is negated does not, nor what is made of that: its values are others.
+    Unlike `Value.param`, a slice of a parameter counts: a layer of a stack. What is
+    negated does not, nor what is made of that: its values are others.
     """
-    found = {v: value.param for v, value in frame.values.items()}
+    values = frame.values.items()
+    found = {v: (value.param,) for v, value in values if value.param is not None}
     negated = set[Any]()
     for eqn in frame.jaxpr.eqns:
         named = [a for a in eqn.invars if not isinstance(a, Literal)]
         if eqn.primitive is NEG or not negated.isdisjoint(named):
             negated.update(eqn.outvars)
-            found.update(dict.fromkeys(eqn.outvars))
-        elif eqn.primitive in MOVES and named:
-            found.update(dict.fromkeys(eqn.outvars, found.get(named[0])))
-    return {var: param for var, param in found.items() if param is not None}
+            for var in eqn.outvars:
+                _ = found.pop(var, None)
+        elif eqn.primitive in moves:
+            ins = eqn.invars[:1] if eqn.primitive is PAD else eqn.invars
+            parts = [() if isinstance(a, Literal) else found.get(a, ()) for a in ins]
+            if all(parts):
+                made = tuple(sorted({number for part in parts for number in part}))
+                found.update(dict.fromkeys(eqn.outvars, made))
+    return found
 
 
 def read(env: Mapping, atom: Any) -> Any:
@@ -147,12 +165,11 @@ def read(env: Mapping, atom: Any) -> Any:
 
 def terminals(prog: Program, number: int) -> set[int]:
     """The equations that use a parameter, moved or not; -1 if it is an output."""
-    origins, found = prog.origins, set()
-    eqns = prog.frame.jaxpr.eqns
-    for var in (v for v, origin in origins.items() if origin == number):
+    found, eqns = set(), prog.frame.jaxpr.eqns
+    for var in (v for v, made_of in prog.sources.items() if number in made_of):
         for index in prog.users.get(var, ()):
             outs = () if index < 0 else eqns[index].outvars
-            if not any(origins.get(out) == number for out in outs):
+            if not any(number in prog.sources.get(out, ()) for out in outs):
                 found.add(index)
     return found
 
@@ -181,23 +198,31 @@ def behind(prog: Program, atom: Any) -> set[int]:
     return {i for i, var in enumerate(params) if var in atoms or var is atom}
 
 
-def positions(prog: Program, var: Any, shape: Sequence[int]) -> Int[np.ndarray, "..."]:
-    """Where in a parameter the values of its moved copy `var` lie; the child's sizes.
+def positions(
+    prog: Program, var: Any, *shapes: Sequence[int]
+) -> Int[np.ndarray, "..."]:
+    """Where in its parameters the values of `var` lie; the child's sizes.
 
     Args:
         prog: the program.
-        var: a variable that is a moved copy of a parameter.
-        shape: of that parameter in the child.
+        var: a variable that is a moved copy of a parameter, or is put together of some.
+        shapes: of these in the child, in the order of `prog.sources`.
 
     Returns:
-        Flat positions, shaped like the child's `var`.
+        Flat positions in those parameters laid end to end, shaped like the child's
+        `var`; NOWHERE of padding.
     """
-    param = prog.frame.jaxpr.invars[prog.origins[var]]
-    size = int(np.prod(shape))
-    env = {param: np.arange(size, dtype=np.int32).reshape(shape)}
-    for index in needs(prog, [var]):
+    env, at = {}, 0
+    for number, shape in zip(prog.sources[var], shapes, strict=True):
+        after = at + int(np.prod(shape))
+        place = np.arange(at, after, dtype=np.int32).reshape(shape)
+        env[prog.frame.jaxpr.invars[number]], at = place, after
+    for index in needs(prog, [var], known=env):
         eqn = prog.frame.jaxpr.eqns[index]
-        args = [read(env, atom) for atom in eqn.invars]
+        if eqn.primitive is PAD:
+            args = [env[eqn.invars[0]], np.int32(NOWHERE)]
+        else:
+            args = [read(env, atom) for atom in eqn.invars]
         outs = args[:1]
         if eqn.primitive not in SAME:
             outs = prog.evaluator.step(prog.frame, index, eqn, args)

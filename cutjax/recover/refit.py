@@ -34,8 +34,9 @@ class Fit(NamedTuple):
     """One reader: squared error over squared target, as cut and refitted.
 
     The target is what the reader should make, or, where it makes more than it reads
-    (and for wide windows), what the parent reads. `features` of a row, `rows` that
-    were fitted to, `damping` of the ridge.
+    (and for wide windows), what the parent reads. `path` of its kernel, or paths with
+    " + " between them. `features` of a row, `rows` that were fitted to, `damping` of
+    the ridge.
     """
 
     path: str
@@ -115,7 +116,7 @@ def _makes_more(stop: Stop) -> bool:
 
     Only where nothing else is asked of the reader, and where it is the only one.
     """
-    alone = stop.tied in (None, stop.place) and not stop.taught
+    alone = stop.tied in (None, stop.place) and not stop.taught and not stop.padded
     if is_conv(stop.reader) or stop.inner or stop.reach.other is not None or not alone:
         return False
     _, (batch, _) = stop.reader.eqn.params["dimension_numbers"]

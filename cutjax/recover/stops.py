@@ -1,10 +1,12 @@
 """The readers of a program that can be refitted, and all that is to know about each."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cutjax.recover.computed import (
     Affine,
@@ -18,7 +20,7 @@ from cutjax.recover.computed import (
 from cutjax.recover.follow import Reach, bias_of, reach_of
 from cutjax.recover.loops import Loop
 from cutjax.recover.products import Inner, inner_of
-from cutjax.recover.program import Program, terminals
+from cutjax.recover.program import NOWHERE, Program, terminals
 from cutjax.recover.rows import (
     features_of,
     groups_of,
@@ -40,12 +42,13 @@ EMPTY: Loops = {}
 class Stop(NamedTuple):
     """A reader to be refitted.
 
-    `index`: its equation, of one step if it is in a `loop`. `path`: its parameter;
-    `where`: the flat positions of the kernel in it. `bias`: path and positions of what
-    shifts its result, if there is one. `kernel`: shape of the child's kernel; `groups`,
-    `features`, `rows` per batch and step. `inner`: the product that what it makes
-    enters, where a part of the width goes. `affine`: how the kernel is computed from
-    what lies at `where`, if it is not just that.
+    `index`: its equation, of one step if it is in a `loop`. `paths`: the parameters
+    that its kernel is put together of, mostly one; `where`: its flat positions in them,
+    laid end to end. `bias`: path and positions of what shifts its result, if there is
+    one. `kernel`: shape of the child's kernel; `groups`, `features`, `rows` per batch
+    and step. `inner`: the product that what it makes enters, where a part of the width
+    goes. `affine`: how the kernel is computed from what lies at `where`, if it is not
+    just that.
     `tied`: place of the first reader of the same weights, where they serve in several
     places: more than one reader, steps of a loop, or a reader and whatever else.
     `taught`: whether it is shown what the parent reads; the child would go astray with
@@ -54,7 +57,7 @@ class Stop(NamedTuple):
 
     index: int
     reader: Reader
-    path: str
+    paths: tuple[str, ...]
     where: Int[np.ndarray, "..."]
     reach: Reach
     bias: tuple[str, np.ndarray] | None
@@ -67,6 +70,16 @@ class Stop(NamedTuple):
     tied: Place | None = None
     taught: bool = False
     affine: Affine | None = None
+
+    @property
+    def path(self) -> str:
+        """What its kernel is called."""
+        return " + ".join(self.paths)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some of its kernel lies in no parameter."""
+        return bool((self.where == NOWHERE).any())
 
     @property
     def place(self) -> Place:
@@ -92,9 +105,23 @@ class Stop(NamedTuple):
         """Which operand is the kernel."""
         return 1 - self.reader.site.at
 
+    def held(
+        self, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[str, Bool[np.ndarray, " n"], Int[np.ndarray, " k"]]]:
+        """By parameter, which of the kernel's numbers it holds, and where in it.
+
+        Args:
+            sizes: of the child's parameters, by path.
+        """
+        flat, start = self.where.ravel(), 0
+        for path in self.paths:
+            held = (start <= flat) & (flat < start + sizes[path])
+            yield path, held, flat[held] - start
+            start += sizes[path]
+
     @property
     def blocks(self) -> Int[np.ndarray, "g f m"]:
-        """Where in the parameter each weight of the kernel's blocks lies."""
+        """Where in the parameters each weight of the kernel's blocks lies."""
         return np.asarray(kernel_blocks(self.reader, self.where, self.groups))
 
 
@@ -113,21 +140,25 @@ def stops_of(
         loops: what of it are loops, by equation.
     """
     shapes = {name: np.shape(leaf) for name, leaf in child.items()}
-    reads, of_param = list(_reads(prog, loops)), dict[int, set[Place]]()
+    reads, made_of = list(_reads(prog, loops)), dict[Place, tuple[int, ...]]()
+    found = [_stop(prog, child, *read) for read in reads]
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    stops = _shared([stop for stop in found if stop is not None], sizes)
+    known = {stop.place for stop in stops}
     for loop, index, source in reads:
+        # Of several parameters and left out: to each of them that is elsewhere.
         if not source.path:
-            of_param.setdefault(source.number, set()).add(place_of(loop, index))
-    stops = [(r[2].number, _stop(prog, child, *r)) for r in reads]
-    serve = {n for n, found in of_param.items() if _used(prog, loops, n) != found}
+            place = place_of(loop, index)
+            if len(source.numbers) == 1 or place in known:
+                made_of[place] = source.numbers
+    serve = _serving(prog, loops, made_of)
     # What is whole stays as it is: elsewhere it is right.
-    whole = {n for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
-    free = [stop for n, stop in stops if stop is not None and n not in whole]
+    whole = {prog.paths[n] for n in serve if shapes[prog.paths[n]] == _full(prog, n)}
+    free = [s for s in stops if whole.isdisjoint(s.paths)]
     paths = {prog.paths[n] for n in serve}
-    return _shared(
-        [
-            s._replace(tied=s.place) if s.path in paths or s.loop is not None else s
-            for s in _own_bias(prog, loops, free)
-        ]
+    return tuple(
+        s._replace(tied=s.tied or s.place) if s.loop or paths & {*s.paths} else s
+        for s in _own_bias(prog, loops, free)
     )
 
 
@@ -143,13 +174,13 @@ def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Sour
 
     A parameter that kernels are computed from must serve nothing else.
     """
-    by_param: dict[int, list[tuple[Loop | None, int, Source]]] = {}
+    by_param: dict[tuple[int, ...], list[tuple[Loop | None, int, Source]]] = {}
     for loop, index in matrices(prog, loops):
         home = prog if loop is None else loop.prog
         source = source_of(home, home.kernel(index))
         if source is not None:
-            by_param.setdefault(source.number, []).append((loop, index, source))
-    for number, found in by_param.items():
+            by_param.setdefault(source.numbers, []).append((loop, index, source))
+    for numbers, found in by_param.items():
         edges, rounds = set[Edge](), set[Edge]()
         for loop, index, source in found:
             home = prog if loop is None else loop.prog
@@ -157,13 +188,24 @@ def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Sour
             edges |= {*source.edges, (home.kernel(index), made)}
             rounds |= {*source.rounds}
         plain = [read for read in found if not read[2].path]
-        only = plain or serves_only(prog, loops, number, edges, rounds)
+        only = plain or serves_only(prog, loops, numbers[0], edges, rounds)
         yield from found if only and not plain else plain
 
 
 def place_of(loop: Loop | None, index: int) -> Place:
     """Where an equation is, of the program or of a loop."""
     return (index,) if loop is None else (loop.index, index)
+
+
+def _serving(
+    prog: Program, loops: Loops, made_of: Mapping[Place, tuple[int, ...]]
+) -> set[int]:
+    """The parameters that serve elsewhere than in the readers that are made of them."""
+    read_at: dict[int, set[Place]] = {}
+    for place, numbers in made_of.items():
+        for number in numbers:
+            read_at.setdefault(number, set()).add(place)
+    return {n for n, places in read_at.items() if _used(prog, loops, n) != places}
 
 
 def _used(prog: Program, loops: Loops, number: int) -> set[Place]:
@@ -173,7 +215,7 @@ def _used(prog: Program, loops: Loops, number: int) -> set[Place]:
         loop = loops.get(index)
         if loop is not None:
             found |= {(index, at) for at in terminals(loop.prog, number)}
-        if loop is None or any(prog.origins.get(v) == number for v in loop.varies):
+        if loop is None or any(number in prog.sources.get(v, ()) for v in loop.varies):
             found.add((index,))
     return found
 
@@ -191,21 +233,31 @@ def _stop(
 ) -> Stop | None:
     home = prog if loop is None else loop.prog
     reader, kept = home.reader(index), home.evaluator.k
-    path, sizes = home.paths[source.number], home.sizes(home.kernel(index))
+    atom = home.kernel(index)
+    sizes = home.sizes(atom)
     if 0 in sizes or any(kept.count(d) == 0 for d in reader.outs[0].dims):
         return None
-    affine = affine_of(home, source, home.kernel(index), child) if source.path else None
-    if source.path and affine is None:
+    shapes = {name: np.shape(leaf) for name, leaf in child.items()}
+    affine = affine_of(home, source, atom, child) if source.path else None
+    found, groups = lies(home, source, shapes), groups_of(reader, kept)
+    if found is None or (source.path and affine is None):
+        return None
+    if not _whole(np.asarray(kernel_blocks(reader, found[1], groups)) == NOWHERE):
         return None
     kernel = np.broadcast_to(np.float32(0), sizes)
     reach, made = reach_of(home, index), made_axes(reader, kernel)
-    shapes = {name: np.shape(leaf) for name, leaf in child.items()}
     return Stop(
-        *(index, reader, path, lies(home, source, shapes[path]), reach),
-        *(bias_of(home, reach, made, shapes), kernel, groups_of(reader, kept)),
+        *(index, reader, *found, reach),
+        *(bias_of(home, reach, made, shapes), kernel, groups),
         *(features_of(reader, kernel), rows_of(reader), inner_of(home, index)),
         *(loop, None, loop is not None, affine),
     )
+
+
+def _whole(padding: Bool[np.ndarray, "g f m"]) -> bool:
+    """Whether it is of all that a number read is for, or of all that makes one."""
+    read, made = padding.all(2, keepdims=True), padding.all(1, keepdims=True)
+    return bool((padding == (read | made)).all())
 
 
 def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
@@ -231,29 +283,41 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
     ]
 
 
-def _shared(stops: Sequence[Stop]) -> tuple[Stop, ...]:
+def _shared(stops: Sequence[Stop], sizes: Mapping[str, int]) -> tuple[Stop, ...]:
     """Those of one matrix tied; those that share only a part of it left out."""
-    by_path: dict[str, list[Stop]] = {}
-    for stop in stops:
-        by_path.setdefault(stop.path, []).append(stop)
-    out = [s for found in by_path.values() for s in _one_each(found)]
-    return tuple(sorted(out, key=lambda stop: stop.place))
+    times = Counter(path for stop in stops for path in stop.paths)
+    alone = [s for s in stops if all(times[path] == 1 for path in s.paths)]
+    rest = [s for s in stops if any(times[path] > 1 for path in s.paths)]
+    found = [*alone, *_one_each(rest, sizes)]
+    return tuple(sorted(found, key=lambda stop: stop.place))
 
 
-def _one_each(stops: list[Stop]) -> Iterator[Stop]:
-    """Of the readers of one parameter."""
-    if len(stops) == 1:
-        yield from stops
-        return
+def _one_each(stops: Sequence[Stop], sizes: Mapping[str, int]) -> Iterator[Stop]:
+    """Of the readers of parameters that some have in common."""
     same: dict[Any, list[Stop]] = {}
     for stop in stops:
         arrays = stop.blocks, *(stop.affine or ())
-        key = tuple((a.shape, a.tobytes()) for a in arrays)
+        key = stop.paths, *((a.shape, a.tobytes()) for a in arrays)
         same.setdefault(key, []).append(stop)
-    places = [found[0].where.ravel() for found in same.values()]
-    times = np.bincount(np.concatenate(places))
-    for found, where in zip(same.values(), places, strict=True):
-        if times[where].max() > 1:
+    held = [[*found[0].held(sizes)] for found in same.values()]
+    times = {path: np.zeros(sizes[path], np.int32) for s in stops for path in s.paths}
+
+    def count(parts: Sequence[Any], by: int) -> None:
+        for path, _, where in parts:
+            times[path][where] += by
+
+    def clash(parts: Sequence[Any]) -> bool:
+        return any(times[path][where].max() > 1 for path, _, where in parts)
+
+    for parts in held:
+        count(parts, 1)
+    torn = list[bool]()
+    for parts in held:
+        # A kernel of several gives way to one of theirs, and to the next of several.
+        torn.append(len(parts) > 1 and clash(parts))
+        count(parts, -1 if torn[-1] else 0)
+    for found, parts, gone in zip(same.values(), held, torn, strict=True):
+        if gone or clash(parts):
             continue
         # One matrix for several targets has no intercept of its own.
         tied = {"tied": found[0].place, "bias": None, "taught": True}

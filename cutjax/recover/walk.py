@@ -69,7 +69,7 @@ def recovered(
     used = needed(graph, tasks)
     prog = program(select(apply, chosen), graph, keep, inputs[0], unroll=False)
     prog, loops = with_loops(prog, keep)
-    stops = [s for s in stops_of(prog, as_cut, loops) if s.path in used]
+    stops = [s for s in stops_of(prog, as_cut, loops) if used.issuperset(s.paths)]
     warn_of_missed(prog, loops, stops, used, label)
     ways = {s.place: way_of(s, len(inputs) * s.steps) for s in stops}
     parent = list(named_leaves(params).values())
@@ -311,12 +311,13 @@ def _written(
     child: Mapping[str, Any], stop: Stop, kernel: Any, shift: Any
 ) -> dict[str, Any]:
     """The child's parameters with one reader's kernel, and what shifts it, replaced."""
-    out = {**child}
-    leaf = np.array(out[stop.path])
     if stop.affine is not None:
         kernel = stop.affine.undone(kernel)
-    leaf.reshape(-1)[stop.where.ravel()] = np.asarray(kernel, leaf.dtype).ravel()
-    out[stop.path] = jnp.asarray(leaf)
+    out, new = {**child}, np.asarray(kernel).ravel()
+    for path, held, where in stop.held({path: np.size(v) for path, v in out.items()}):
+        leaf = np.array(out[path])
+        leaf.reshape(-1)[where] = new[held].astype(leaf.dtype)
+        out[path] = jnp.asarray(leaf)
     if stop.bias is not None and shift is not None:
         path, where = stop.bias
         leaf = np.array(out[path])
