@@ -1,8 +1,11 @@
 """Names as callers give them: one, or several."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from cutjax.errors import KeepError, suggest
+import jax
+
+from cutjax.errors import KeepError, MismatchError, suggest
 
 
 def several(names: Iterable[str] | str) -> tuple[str, ...]:
@@ -32,3 +35,47 @@ def chosen_tasks(tasks: Iterable[str] | str, known: Collection[str]) -> tuple[st
     if not chosen:
         raise KeepError(f"no task chosen; the function answers {list(known)}")
     return chosen
+
+
+def said(value: Any) -> str:
+    """What was given, in a few words.
+
+    Example:
+        >>> import numpy as np
+        >>> said(np.ones((2, 3))), said([1, 2]), said({"x": np.ones(3)}), said(None)
+        ('float64[2, 3]', 'a list of 2', "{'x': float64[3]}", 'None')
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {said(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    short = value is None or isinstance(value, bool | int | float | complex | str)
+    return repr(value) if short else f"a {type(value).__name__}"
+
+
+def check_by_name(given: Any, what: str, wanted: str, kind: Any = object) -> None:
+    """Check that something is given by name.
+
+    Args:
+        given: what was.
+        what: the argument that it was given for.
+        wanted: what would work.
+        kind: of what each name stands for.
+
+    Raises:
+        MismatchError: no mapping, or an empty one, or a name that is no string, or
+            another kind.
+    """
+    if not isinstance(given, Mapping):
+        raise MismatchError(f"{what} is {said(given)}; pass {wanted}")
+    if not given:
+        raise MismatchError(f"no {what}; pass {wanted}")
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise MismatchError(
+                f"{what} has the name {name!r}; names are strings: pass {wanted}"
+            )
+        if not isinstance(value, kind):
+            raise MismatchError(f"{what}[{name!r}] is {said(value)}; pass {wanted}")

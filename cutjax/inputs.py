@@ -1,12 +1,14 @@
 """What of a batch a function is given."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from cutjax.errors import DataError
+from cutjax.errors import CutjaxError, DataError, MismatchError
+from cutjax.given import said
 from cutjax.placed import relaxed
 
 Array = jax.Array | np.ndarray
@@ -17,6 +19,59 @@ IN_FRONT = (
     "in_axes=(None, 0, 0)) takes them; split keys per example"
 )
 """What saliency asks of the data, for the end of an error message."""
+
+
+VALUE_NEEDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@contextlib.contextmanager
+def calling(inputs: Sequence[Any], traced: Sequence[str] = ()) -> Iterator[None]:
+    """While a user's function is called to be traced.
+
+    Args:
+        inputs: one batch.
+        traced: `Graph.inputs`, where there is a graph: what the function takes.
+
+    Raises:
+        MismatchError: it cannot be called like that.
+    """
+    try:
+        yield
+    except CutjaxError:
+        raise
+    except VALUE_NEEDED as error:
+        error.add_note(
+            "cutjax traces the function as jax.jit does, so its structure must not "
+            "depend on the values of parameters or inputs: use jnp.where or "
+            "jax.lax.cond, or close over what decides instead of passing it."
+        )
+        raise
+    except Exception as error:
+        given = ", ".join(["params", *map(said, inputs)])
+        before = "" if not traced else f"; it was traced with ({', '.join(traced)})"
+        raise MismatchError(
+            f"the function cannot be called as apply({given}): "
+            f"{type(error).__name__}: {error}{before}"
+        ) from error
+
+
+def batches_of(batches: Any) -> Iterable[Any]:
+    """Batches as they are, if they are several.
+
+    Raises:
+        DataError: one array, whose rows would be taken for batches; or what holds none.
+    """
+    if isinstance(batches, Array | Mapping | str) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches is {said(batches)}; pass an iterable of batches, "
+            "[(x, ...), ...] or [x, ...]: of one batch, [x]"
+        )
+    return batches
 
 
 def inputs_of(batch: Any, traced: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -90,7 +145,7 @@ def equal_inputs(
         DataError: no batches, none with examples, inputs that are not held together, or
             of one size but otherwise of different shapes.
     """
-    found = [inputs_of(batch, traced) for batch in batches]
+    found = [inputs_of(batch, traced) for batch in batches_of(batches)]
     if not found:
         raise DataError(f"{empty}; pass batches of (x, ...)")
     sizes = [rows(x) for x in found]

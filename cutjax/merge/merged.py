@@ -7,7 +7,7 @@ import jax
 
 from cutjax.merge.average import averaged
 from cutjax.merge.join import Parts, check_shared, joint, needed
-from cutjax.merge.network import Network, Networks, bare, check_alike
+from cutjax.merge.network import Network, Networks, bare, check_alike, place
 from cutjax.merge.own import evaluate
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
@@ -172,7 +172,7 @@ def packed(parts: Parts) -> dict[str, Any]:
 
     def put(side: str, name: str | None, leaves: Mapping[str, Any]) -> None:
         for path, leaf in leaves.items():
-            collection, key = _split(path)
+            collection, key = place(path)
             at = tree.setdefault(collection, {}).setdefault(side, {})
             if name is not None:
                 at = at.setdefault(name, {})
@@ -192,7 +192,7 @@ def unpacked(params: Mapping[str, Any], networks: Networks) -> Parts:
     def get(side: str, name: str | None) -> dict[str, Any]:
         found = {}
         for path in first.graph.shapes:
-            collection, key = _split(path)
+            collection, key = place(path)
             at = params.get(collection, {}).get(side, {})
             at = at if name is None else at.get(name, {})
             if key in at:
@@ -204,9 +204,3 @@ def unpacked(params: Mapping[str, Any], networks: Networks) -> Parts:
         {name: get(OWN, name) for name in networks},
         {name: get(READS, name) for name in networks},
     )
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Collection and key of a path; parameters without a collection are `params`."""
-    collection, _, key = path.partition("/")
-    return (collection, key) if key else ("params", path)

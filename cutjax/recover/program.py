@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from cutjax._compat import Literal, primitive
 from cutjax.graph import Graph
+from cutjax.inputs import calling
 from cutjax.recover.apart import taken_apart
 from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
 from cutjax.rules.base import Value
@@ -75,7 +76,9 @@ def program(
 
     def flat(*args: Any) -> list[Any]:
         params = jax.tree.unflatten(graph.treedef, args[:n])
-        return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
+        given = jax.tree.unflatten(tree, args[n:])
+        with calling(given, graph.inputs):
+            return jax.tree.leaves(apply(params, *given))
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
     avals = [*graph.shapes.values(), *given]
