@@ -1,11 +1,19 @@
-"""Names as callers give them: one, or several."""
+"""What callers give: names, one or several, and functions with their inputs."""
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
+
+VALUE_NEEDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def several(names: Iterable[str] | str) -> tuple[str, ...]:
@@ -79,3 +87,34 @@ def check_by_name(given: Any, what: str, wanted: str, kind: Any = object) -> Non
             )
         if not isinstance(value, kind):
             raise MismatchError(f"{what}[{name!r}] is {said(value)}; pass {wanted}")
+
+
+@contextlib.contextmanager
+def calling(inputs: Sequence[Any], traced: Sequence[str] = ()) -> Iterator[None]:
+    """While a user's function is called to be traced.
+
+    Args:
+        inputs: one batch.
+        traced: `Graph.inputs`, where there is a graph: what the function takes.
+
+    Raises:
+        MismatchError: it cannot be called like that.
+    """
+    try:
+        yield
+    except CutjaxError:
+        raise
+    except VALUE_NEEDED as error:
+        error.add_note(
+            "cutjax traces the function as jax.jit does, so its structure must not "
+            "depend on the values of parameters or inputs: use jnp.where or "
+            "jax.lax.cond, or close over what decides instead of passing it."
+        )
+        raise
+    except Exception as error:
+        given = ", ".join(["params", *map(said, inputs)])
+        before = "" if not traced else f"; it was traced with ({', '.join(traced)})"
+        raise MismatchError(
+            f"the function cannot be called as apply({given}): "
+            f"{type(error).__name__}: {error}{before}"
+        ) from error

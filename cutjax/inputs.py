@@ -1,13 +1,12 @@
 """What of a batch a function is given."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from cutjax.errors import CutjaxError, DataError, MismatchError
+from cutjax.errors import DataError
 from cutjax.given import said
 from cutjax.placed import relaxed
 
@@ -19,45 +18,6 @@ IN_FRONT = (
     "in_axes=(None, 0, 0)) takes them; split keys per example"
 )
 """What saliency asks of the data, for the end of an error message."""
-
-
-VALUE_NEEDED = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-
-
-@contextlib.contextmanager
-def calling(inputs: Sequence[Any], traced: Sequence[str] = ()) -> Iterator[None]:
-    """While a user's function is called to be traced.
-
-    Args:
-        inputs: one batch.
-        traced: `Graph.inputs`, where there is a graph: what the function takes.
-
-    Raises:
-        MismatchError: it cannot be called like that.
-    """
-    try:
-        yield
-    except CutjaxError:
-        raise
-    except VALUE_NEEDED as error:
-        error.add_note(
-            "cutjax traces the function as jax.jit does, so its structure must not "
-            "depend on the values of parameters or inputs: use jnp.where or "
-            "jax.lax.cond, or close over what decides instead of passing it."
-        )
-        raise
-    except Exception as error:
-        given = ", ".join(["params", *map(said, inputs)])
-        before = "" if not traced else f"; it was traced with ({', '.join(traced)})"
-        raise MismatchError(
-            f"the function cannot be called as apply({given}): "
-            f"{type(error).__name__}: {error}{before}"
-        ) from error
 
 
 def batches_of(batches: Any) -> Iterable[Any]:

@@ -14,9 +14,8 @@ from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
 from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.flow import flow_of
-from cutjax.given import several
+from cutjax.given import calling, several
 from cutjax.graph import Graph, Group, Member
-from cutjax.inputs import calling
 from cutjax.liveness import mark
 from cutjax.mirror import mirrored, named_leaves, path_name
 from cutjax.naming import names_of, pin_crumbs, pin_unused

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from cutjax.errors import DataError, KeepError, suggest
-from cutjax.given import several
+from cutjax.given import check_by_name, said, several
 from cutjax.graph import Graph
 from cutjax.merge.assign import Assign, hungarian, sinkhorn
 from cutjax.merge.correlation import Apply, gathered
@@ -55,9 +55,11 @@ def align(
         `permutation[g][i]` in B; `permute(params_b, graph, permutation)` matches A.
 
     Raises:
-        MismatchError: another architecture; names the first difference.
+        MismatchError: another architecture; names the first difference. Inputs that
+            the function does not take.
         DataError: no batch, or an activation or a weight that is NaN or infinite.
-        KeepError: an unknown group or method, or a temperature that is not above 0.
+        KeepError: an unknown group or method, a temperature that is not above 0, a
+            seed below 0, or another number of functions than one or two.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cutjax as cj
@@ -75,6 +77,8 @@ def align(
         Learning, 2015.
     """
     pair = apply if isinstance(apply, tuple) else (apply, apply)
+    if len(pair) != 2:
+        raise KeepError(f"apply is {said(apply)}; pass one function, or a pair (a, b)")
     networks = {"a": params_a, "b": params_b}
     found, info = align_all(
         graph,
@@ -127,12 +131,17 @@ def align_all(
         the mean of the others.
 
     Raises:
-        MismatchError: other architectures; names the first difference.
+        MismatchError: other architectures; names the first difference. No networks, or
+            networks that are not by name.
         DataError: no batch, or an activation or a weight that is NaN or infinite.
-        KeepError: an unknown network, group or method; see `align`.
+        KeepError: an unknown network, group or method, or a network without a
+            function; see `align`.
     """
+    check_by_name(networks, "networks", "{name: params, ...}")
+    if not isinstance(seed, int) or seed < 0:
+        raise KeepError(f"seed={seed}: give a whole number, 0 or more")
     names = list(networks)
-    first = reference if reference is not None else (names or ["any"])[0]
+    first = reference if reference is not None else names[0]
     if first not in networks:
         raise KeepError(f"no network {first!r}; {suggest(first, names)}")
     for name, params in networks.items():

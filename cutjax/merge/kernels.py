@@ -71,6 +71,16 @@ def damped(damping: float | None) -> Solve:
     return partial(fitted, damping)
 
 
+def check_rows(rows: int) -> None:
+    """Check how many rows per feature suffice.
+
+    Raises:
+        DataError: none do.
+    """
+    if not rows > 0:
+        raise DataError(f"rows={rows}: give a number above 0; 32 per feature are usual")
+
+
 def fitted(
     damping: float | None, parts: Sequence[Moments], prior: np.ndarray, intercept: bool
 ) -> normal.Solution:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from cutjax.given import check_by_name
 from cutjax.inputs import equal_inputs
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of, precise
@@ -17,6 +18,7 @@ from cutjax.merge.kernels import (
     Env,
     Solve,
     bias_at,
+    check_rows,
     damped,
     is_free,
     measure,
@@ -75,6 +77,9 @@ def tie(
         rows: see `tied`.
         progress: see `tied`.
     """
+    check_rows(rows)
+    wanted = "{network: [(x, ...), ...], ...}, each network's own data"
+    check_by_name(batches, "batches", wanted)
     sides = {name: _side(net, name, batches) for name, net in networks.items()}
     (one, first), *others = sides.items()
     for name, side in others:

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax._compat import Literal, primitive
+from cutjax.given import calling
 from cutjax.graph import Graph
-from cutjax.inputs import calling
 from cutjax.recover.apart import taken_apart
 from cutjax.resize import Evaluator, Reader, flattened, kept_of, to_var
 from cutjax.rules.base import Value
