@@ -323,6 +323,27 @@ def test_it_jits_differentiates_and_maps():
     np.testing.assert_allclose(mapped["a"][:, 0], whole["a"], rtol=1e-5, atol=1e-5)
 
 
+def test_what_was_inferred_is_kept_where_nothing_is_traced():
+    calls = []
+
+    def counted(p: Any, x: Any) -> Any:
+        calls.append(x.shape)
+        return mlp(p, x)
+
+    networks = {n: net._replace(apply=counted) for n, net in mlps(3, 4).items()}
+    merged = cj.merge.average(networks, SPLIT, X)
+    first = merged.apply(merged.params, X)
+    seen = len(calls)
+    jax.tree.map(alike, merged.apply(merged.params, X), first)
+    assert len(calls) == seen
+    jax.tree.map(alike, jax.jit(merged.apply)(merged.params, X), first)
+    _ = merged.apply(merged.params, X[:2])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), merged.params)
+        (y, *_) = merged.apply(wide, X.astype(jnp.float64)).values()
+        assert y.dtype == jnp.float64 and calls[-1] == X.shape
+
+
 # ---- bad input
 
 

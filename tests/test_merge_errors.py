@@ -266,18 +266,3 @@ def test_outputs_of_another_number_are_named_first():
     other = merge.Network(more, P["two"], cj.trace(more, P["two"], X))
     with pytest.raises(MismatchError, match="alike: they return 1 and 2 arrays; "):
         merge.average({"one": NETS["one"], "two": other}, {}, X)
-
-
-def test_networks_of_one_function_are_one_program_and_kept():
-    """Aligning a second time traces and compiles nothing."""
-    calls = []
-
-    def counted(p: Any, x: Any) -> Any:
-        calls.append(1)
-        return apply(p, x)
-
-    how = {"apply": counted, "batches": [X], "progress": False}
-    _ = merge.align_all(GRAPH, {"one": ONE}, **how)
-    once = len(calls)
-    _ = merge.align_all(GRAPH, {**P, "three": params(2)}, **how)
-    assert len(calls) == once

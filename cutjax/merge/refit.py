@@ -156,9 +156,10 @@ def repair(
 ) -> Merged:
     """One network whose channels are as wide as those that went into them.
 
-    What every reader makes is scaled, and where there is a bias shifted, to the
-    standard deviation and mean that it has in the networks, over all that went into a
-    channel. For networks without BatchNorm; with it, `recalibrate` the `train_apply`.
+    What every reader makes is scaled, and where there is a bias shifted, to the mean of
+    the standard deviations and of the means that the networks have there, of those that
+    went into a channel. For networks without BatchNorm; with it, `recalibrate` the
+    `train_apply`.
 
     Args:
         networks: see `least_squares`.
@@ -343,7 +344,7 @@ def _refit_own(
         found.append(sound(measure(b, y), path))
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
     bias = bias_at(prog, index, kernel, parts.own[name])
-    fit = job.way.solve(found, prior, bias is not None)
+    fit = job.way.solve([found], prior, bias is not None)
     new = np.asarray(kernel_from(reader, fit.kernel, np.asarray(kernel), groups))
     return _written_own(job, parts, held, name, index, (new, mixing, bias, fit.shift))
 

@@ -162,7 +162,7 @@ def _fit(
             biases[name], wholes[name] = bias, normal.merged(its)
         found += [_share(m, its, wholes.get(name)) for m in its]
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
-    blocks = solve(found, prior, False).kernel
+    blocks = solve([found], prior, False).kernel
     new = kernel_from(reader, blocks, np.asarray(kernel), groups)
     for name, side in sides.items():
         leaf = side.leaves[path]
