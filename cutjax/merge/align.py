@@ -9,6 +9,7 @@ from cutjax.given import check_by_name, said, several
 from cutjax.graph import Graph
 from cutjax.merge.assign import Assign, hungarian, sinkhorn
 from cutjax.merge.correlation import Apply, gathered
+from cutjax.merge.idle import among_idle, idle_channels
 from cutjax.merge.match import Alignment, Orders, in_turn, matched
 from cutjax.merge.sides import Side, by_activations, by_weights
 from cutjax.merge.structure import check_structure, free_names
@@ -34,8 +35,10 @@ def align(
     parameters. The first sweep goes from the known to the unknown: it compares what
     does not depend on orders not found yet, so that a reordered copy is found whole.
     With data, by correlation of activations where channels are read; groups that are
-    not read outside of loops are matched by weights, given the others. Channels that
-    constants tell apart (`Group.ordered`) correspond as they stand.
+    not read outside of loops are matched by weights, given the others, and so are among
+    themselves the channels that never move on the data. Channels that constants tell
+    apart (`Group.ordered`) correspond as they stand. Where a relu hides that channels
+    are scaled, they are found; nothing undoes the scales.
 
     Args:
         graph: of both.
@@ -191,5 +194,8 @@ def _sides(
         return [by_weights(graph, networks, free, free)]
     found = gathered(apply, graph, networks, batches, grids=True, progress=progress)
     left = free - {name for unit in found for name in unit}
-    first = by_activations(graph, found, list(networks), free)
-    return [first, by_weights(graph, networks, free, left)] if left else [first]
+    sides = [by_activations(graph, found, list(networks), free)]
+    if left:
+        sides.append(by_weights(graph, networks, free, left))
+    idle = idle_channels(found, graph, len(networks))
+    return [*sides, *among_idle(graph, networks, free, idle)]
