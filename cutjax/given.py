@@ -1,12 +1,20 @@
-"""Names as callers give them: one, or several."""
+"""What callers give: names, one or several, and functions with their inputs."""
 
-from collections.abc import Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.core import Tracer
 
-from cutjax.errors import CutjaxError, KeepError, suggest
+from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
+
+VALUE_NEEDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def several(names: Iterable[str] | str) -> tuple[str, ...]:
@@ -64,3 +72,78 @@ def check_known(what: str, *values: Any) -> None:
             f"{what} decides on shapes by values, on the host: call it outside of "
             "jax.jit, jax.grad and jax.vmap"
         )
+
+
+def said(value: Any) -> str:
+    """What was given, in a few words.
+
+    Example:
+        >>> import numpy as np
+        >>> said(np.ones((2, 3))), said([1, 2]), said({"x": np.ones(3)}), said(None)
+        ('float64[2, 3]', 'a list of 2', "{'x': float64[3]}", 'None')
+    """
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {said(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    short = value is None or isinstance(value, bool | int | float | complex | str)
+    return repr(value) if short else f"a {type(value).__name__}"
+
+
+def check_by_name(given: Any, what: str, wanted: str, kind: Any = object) -> None:
+    """Check that something is given by name.
+
+    Args:
+        given: what was.
+        what: the argument that it was given for.
+        wanted: what would work.
+        kind: of what each name stands for.
+
+    Raises:
+        MismatchError: no mapping, or an empty one, or a name that is no string, or
+            another kind.
+    """
+    if not isinstance(given, Mapping):
+        raise MismatchError(f"{what} is {said(given)}; pass {wanted}")
+    if not given:
+        raise MismatchError(f"no {what}; pass {wanted}")
+    for name, value in given.items():
+        if not isinstance(name, str):
+            raise MismatchError(
+                f"{what} has the name {name!r}; names are strings: pass {wanted}"
+            )
+        if not isinstance(value, kind):
+            raise MismatchError(f"{what}[{name!r}] is {said(value)}; pass {wanted}")
+
+
+@contextlib.contextmanager
+def calling(inputs: Sequence[Any], traced: Sequence[str] = ()) -> Iterator[None]:
+    """While a user's function is called to be traced.
+
+    Args:
+        inputs: one batch.
+        traced: `Graph.inputs`, where there is a graph: what the function takes.
+
+    Raises:
+        MismatchError: it cannot be called like that.
+    """
+    try:
+        yield
+    except CutjaxError:
+        raise
+    except VALUE_NEEDED as error:
+        error.add_note(
+            "cutjax traces the function as jax.jit does, so its structure must not "
+            "depend on the values of parameters or inputs: use jnp.where or "
+            "jax.lax.cond, or close over what decides instead of passing it."
+        )
+        raise
+    except Exception as error:
+        given = ", ".join(["params", *map(said, inputs)])
+        before = "" if not traced else f"; it was traced with ({', '.join(traced)})"
+        raise MismatchError(
+            f"the function cannot be called as apply({given}): "
+            f"{type(error).__name__}: {error}{before}"
+        ) from error

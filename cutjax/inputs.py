@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cutjax.errors import DataError
+from cutjax.given import said
 from cutjax.placed import relaxed
 
 Array = jax.Array | np.ndarray
@@ -17,6 +18,20 @@ IN_FRONT = (
     "in_axes=(None, 0, 0)) takes them; split keys per example"
 )
 """What saliency asks of the data, for the end of an error message."""
+
+
+def batches_of(batches: Any) -> Iterable[Any]:
+    """Batches as they are, if they are several.
+
+    Raises:
+        DataError: one array, whose rows would be taken for batches; or what holds none.
+    """
+    if isinstance(batches, Array | Mapping | str) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches is {said(batches)}; pass an iterable of batches, "
+            "[(x, ...), ...] or [x, ...]: of one batch, [x]"
+        )
+    return batches
 
 
 def inputs_of(batch: Any, traced: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -90,7 +105,7 @@ def equal_inputs(
         DataError: no batches, none with examples, inputs that are not held together, or
             of one size but otherwise of different shapes.
     """
-    found = [inputs_of(batch, traced) for batch in batches]
+    found = [inputs_of(batch, traced) for batch in batches_of(batches)]
     if not found:
         raise DataError(f"{empty}; pass batches of (x, ...)")
     sizes = [rows(x) for x in found]

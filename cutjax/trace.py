@@ -14,7 +14,7 @@ from cutjax.cost import Term
 from cutjax.dims import Axis, Fixed, Leaf, leaves
 from cutjax.errors import CutjaxError, KeepError, MismatchError, TraceError, suggest
 from cutjax.flow import flow_of
-from cutjax.given import several
+from cutjax.given import calling, several
 from cutjax.graph import Graph, Group, Member
 from cutjax.liveness import mark
 from cutjax.mirror import examples_axis, mirrored, named_leaves, path_name, states
@@ -26,12 +26,6 @@ from cutjax.unify import Var, leaf_vars
 from cutjax.walk import Frame, Walker, line_of, said
 
 OUTPUT = "output"
-VALUE_NEEDED = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
 UNUSED = "not used here; to cut it too, trace a function that uses it (train mode)"
 
 
@@ -193,23 +187,8 @@ def _leaves(tree: Any) -> list[Any]:
 
 def _jaxpr(apply: Any, params: Any, inputs: Sequence[Any]) -> tuple[Any, Any]:
     """The jaxpr over flat leaves, and the structure of the result."""
-    try:
+    with calling(inputs):
         return jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
-    except CutjaxError:
-        raise
-    except VALUE_NEEDED as error:
-        error.add_note(
-            "cutjax traces the function as jax.jit does, so its structure must not "
-            "depend on the values of parameters or inputs: use jnp.where or "
-            "jax.lax.cond, or close over what decides instead of passing it."
-        )
-        raise
-    except Exception as error:
-        given = ", ".join(f"{x.dtype}{list(x.shape)}" for x in _leaves(inputs))
-        raise MismatchError(
-            f"the function cannot be called as apply(params, {given}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _tasks(

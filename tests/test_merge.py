@@ -323,6 +323,52 @@ def test_it_jits_differentiates_and_maps():
     np.testing.assert_allclose(mapped["a"][:, 0], whole["a"], rtol=1e-5, atol=1e-5)
 
 
+def test_what_was_inferred_is_kept_where_nothing_is_traced():
+    calls = []
+
+    def counted(p: Any, x: Any) -> Any:
+        calls.append(x.shape)
+        return mlp(p, x)
+
+    networks = {n: net._replace(apply=counted) for n, net in mlps(3, 4).items()}
+    merged = cj.merge.average(networks, SPLIT, X)
+    first = merged.apply(merged.params, X)
+    seen = len(calls)
+    jax.tree.map(alike, merged.apply(merged.params, X), first)
+    assert len(calls) == seen
+    jax.tree.map(alike, jax.jit(merged.apply)(merged.params, X), first)
+    _ = merged.apply(merged.params, X[:2])
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), merged.params)
+        (y, *_) = merged.apply(wide, X.astype(jnp.float64)).values()
+        assert y.dtype == jnp.float64 and calls[-1] == X.shape
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_recurrence_stays_a_loop_where_nothing_mixes_within(own):
+    """Else its steps are written out; the same network thrice stays what it was."""
+
+    def apply(p: Any, x: Any) -> Any:
+        def one(h: Any, x: Any) -> Any:
+            return jnp.tanh(h @ p["h"] + x @ p["x"]), None
+
+        h, _ = jax.lax.scan(one, jnp.zeros((x.shape[1], 8)), x)
+        return jax.nn.relu(h @ p["m"]) @ p["o"]
+
+    shapes = {"h": (8, 8), "x": (5, 8), "m": (8, 6), "o": (6, 2)}
+    p = {name: normal(i, *shape) / 3 for i, (name, shape) in enumerate(shapes.items())}
+    x = normal(5, 30, 7, 5)
+    net = Network(apply, p, cj.trace(apply, p, x))
+    to = np.full(8, OWN) if own else np.arange(8)
+    half = np.full(6, OWN) if own else np.array([0, 1, 2, OWN, OWN, OWN])
+    sharing = {g: dict.fromkeys("abc", s) for g, s in (("h:0", to), ("m:1", half))}
+    merged = cj.merge.average(dict.fromkeys("abc", net), sharing, x)
+    for out in run(merged.apply, merged.params, x).values():
+        np.testing.assert_allclose(out, apply(p, x), rtol=1e-4, atol=1e-5)
+    loops = str(jax.make_jaxpr(merged.apply)(merged.params, x)).count("scan[")
+    assert loops == (3 if own else 1)
+
+
 # ---- bad input
 
 

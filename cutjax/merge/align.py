@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 from cutjax.errors import DataError, KeepError, suggest
-from cutjax.given import several
+from cutjax.given import check_by_name, said, several
 from cutjax.graph import Graph
 from cutjax.merge.assign import Assign, hungarian, sinkhorn
 from cutjax.merge.correlation import Apply, gathered
+from cutjax.merge.idle import among_idle, idle_channels
 from cutjax.merge.match import Alignment, Orders, in_turn, matched
 from cutjax.merge.sides import Side, by_activations, by_weights
 from cutjax.merge.structure import check_structure, free_names
@@ -34,8 +35,10 @@ def align(
     parameters. The first sweep goes from the known to the unknown: it compares what
     does not depend on orders not found yet, so that a reordered copy is found whole.
     With data, by correlation of activations where channels are read; groups that are
-    not read outside of loops are matched by weights, given the others. Channels that
-    constants tell apart (`Group.ordered`) correspond as they stand.
+    not read outside of loops are matched by weights, given the others, and so are among
+    themselves the channels that never move on the data. Channels that constants tell
+    apart (`Group.ordered`) correspond as they stand. Where a relu hides that channels
+    are scaled, they are found; nothing undoes the scales.
 
     Args:
         graph: of both.
@@ -55,9 +58,11 @@ def align(
         `permutation[g][i]` in B; `permute(params_b, graph, permutation)` matches A.
 
     Raises:
-        MismatchError: another architecture; names the first difference.
+        MismatchError: another architecture; names the first difference. Inputs that
+            the function does not take.
         DataError: no batch, or an activation or a weight that is NaN or infinite.
-        KeepError: an unknown group or method, or a temperature that is not above 0.
+        KeepError: an unknown group or method, a temperature that is not above 0, a
+            seed below 0, or another number of functions than one or two.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cutjax as cj
@@ -75,6 +80,8 @@ def align(
         Learning, 2015.
     """
     pair = apply if isinstance(apply, tuple) else (apply, apply)
+    if len(pair) != 2:
+        raise KeepError(f"apply is {said(apply)}; pass one function, or a pair (a, b)")
     networks = {"a": params_a, "b": params_b}
     found, info = align_all(
         graph,
@@ -127,12 +134,17 @@ def align_all(
         the mean of the others.
 
     Raises:
-        MismatchError: other architectures; names the first difference.
+        MismatchError: other architectures; names the first difference. No networks, or
+            networks that are not by name.
         DataError: no batch, or an activation or a weight that is NaN or infinite.
-        KeepError: an unknown network, group or method; see `align`.
+        KeepError: an unknown network, group or method, or a network without a
+            function; see `align`.
     """
+    check_by_name(networks, "networks", "{name: params, ...}")
+    if not isinstance(seed, int) or seed < 0:
+        raise KeepError(f"seed={seed}: give a whole number, 0 or more")
     names = list(networks)
-    first = reference if reference is not None else (names or ["any"])[0]
+    first = reference if reference is not None else names[0]
     if first not in networks:
         raise KeepError(f"no network {first!r}; {suggest(first, names)}")
     for name, params in networks.items():
@@ -182,5 +194,8 @@ def _sides(
         return [by_weights(graph, networks, free, free)]
     found = gathered(apply, graph, networks, batches, grids=True, progress=progress)
     left = free - {name for unit in found for name in unit}
-    first = by_activations(graph, found, list(networks), free)
-    return [first, by_weights(graph, networks, free, left)] if left else [first]
+    sides = [by_activations(graph, found, list(networks), free)]
+    if left:
+        sides.append(by_weights(graph, networks, free, left))
+    idle = idle_channels(found, graph, len(networks))
+    return [*sides, *among_idle(graph, networks, free, idle)]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from cutjax.errors import DataError, suggest
+from cutjax.given import said
 from cutjax.merge.informed import Growth, information
 from cutjax.merge.permute import Permutation
 from cutjax.saliency.criterion import Scores
@@ -77,13 +78,21 @@ def by_scores(
         group's score that a channel holds with all before it, by rising score.
 
     Raises:
-        DataError: scores that are negative or not finite, or missing.
+        DataError: scores that are negative or not finite, missing, of another number
+            of channels, or by task.
 
     Example:
         >>> scores = {"one": {"g": np.array([2.0, 1, 1])}}
         >>> by_scores(scores, {})["g"].tolist()
         [[1.0, 0.25, 0.5]]
     """
+    for name, found in scores.items():
+        for task, inner in found.items():
+            if isinstance(inner, Mapping):
+                raise DataError(
+                    f"scores of {name!r} hold scores by task, of {task!r}; pass those "
+                    f"of one task: {{{name!r}: saliency(...)[{task!r}]}}"
+                )
     out = {}
     for group in next(iter(scores.values()), {}):
         rows = {t: _shares(_get(s, group, t), group) for t, s in scores.items()}
@@ -110,5 +119,13 @@ def _aligned(
     rows: Mapping[str, Float[np.ndarray, "n"]],
     permutations: Mapping[str, Permutation],
 ) -> Float[np.ndarray, "t n"]:
-    orders = {t: permutations.get(t, {}).get(group, slice(None)) for t in rows}
-    return np.stack([row[orders[t]] for t, row in rows.items()])
+    found = {t: permutations.get(t, {}).get(group) for t in rows}
+    sizes = [len(order) for order in found.values() if order is not None]
+    n = (*sizes, *map(len, rows.values()))[0]
+    for t, row in rows.items():
+        if row.shape != (n,):
+            raise DataError(
+                f"{group!r} of {t!r} has {said(row)}, a value for each of so many "
+                f"channels; the group has {n}"
+            )
+    return np.stack([r if found[t] is None else r[found[t]] for t, r in rows.items()])

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from cutjax.errors import DataError
+from cutjax.given import said
 
 
 class Growth(NamedTuple):
@@ -43,7 +44,8 @@ def information(
         The order in which channels joined, and the information after each, in nats.
 
     Raises:
-        DataError: NaN, another number of labels, or labels that are all the same.
+        DataError: NaN, another number of labels, labels that are all the same,
+            activations that are no matrix, or a variance that is not above 0.
 
     Example:
         >>> x = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]])
@@ -55,6 +57,8 @@ def information(
         He et al., Pruning-Aware Merging, KDD 2021, section 4.2; the bound is that of
         Kolchinsky & Tracey, Entropy 2017.
     """
+    if not variance > 0:
+        raise DataError(f"variance={variance}: give a number above 0; 0.1 is usual")
     same = _same(activations, labels)
     number = same.sum(1, dtype=np.float64)
     most = float(-np.log(number / len(same)).mean(0).sum())
@@ -93,6 +97,11 @@ def _same(
     columns = np.asarray(labels).reshape(len(labels), -1)
     if len(columns) != len(activations):
         raise DataError(f"{len(columns)} labels for {len(activations)} examples")
+    if activations.ndim != 2:
+        raise DataError(
+            f"activations are {said(activations)}; pass [N, n], a row per example and "
+            "a column per channel"
+        )
     if not (np.isfinite(activations).all() and np.isfinite(columns).all()):
         raise DataError("activations or labels are NaN or infinite")
     if not len(columns) or (columns == columns[0]).all(0).any():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cutjax.errors import KeepError, suggest
+from cutjax.given import check_by_name
 from cutjax.inputs import inputs_of
 from cutjax.metrics import named
 
@@ -25,6 +26,7 @@ def each_its_input(
 
     Raises:
         KeepError: when called, for a task that the network does not have.
+        MismatchError: when called, for inputs that are not by task.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,6 +41,7 @@ def each_its_input(
     """
 
     def run(params: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        check_by_name(inputs, "inputs", "{task: input, ...}")
         found = {}
         for task, given in inputs.items():
             outputs = named(apply(params, *inputs_of((given,))))

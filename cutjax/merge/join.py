@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax._compat import scope_of
+from cutjax.errors import CutjaxError
 from cutjax.merge.crossed import check_crossed
 from cutjax.merge.network import Networks
 from cutjax.merge.same import same_numbers, same_program
@@ -79,13 +80,25 @@ def joint(networks: Networks, sharing: Sharing, inputs: Sequence[Any]) -> Joint:
         MismatchError: the functions do not do the same; they may differ in numbers
             that are written into them, where nothing that is shared depends on these.
     """
+    try:
+        # Recurrences stay loops, which compile in no time, where nothing within them
+        # needs both a network's own channels and the shared ones.
+        return _joint(networks, sharing, inputs, unroll=False)
+    except CutjaxError:
+        return _joint(networks, sharing, inputs, unroll=True)
+
+
+def _joint(
+    networks: Networks, sharing: Sharing, inputs: Sequence[Any], *, unroll: bool
+) -> Joint:
     first = next(iter(networks.values()))
     common = shared_keep(first.graph, sharing)
     keeps = {n: own_keep(net.graph, sharing, n) for n, net in networks.items()}
     # Networks of one function and graph are one program at several widths.
     found = {(id(net.apply), id(net.graph)): net for net in networks.values()}
     full = {
-        key: program(net.apply, net.graph, {}, inputs) for key, net in found.items()
+        key: program(net.apply, net.graph, {}, inputs, unroll=unroll)
+        for key, net in found.items()
     }
     of = {n: full[id(net.apply), id(net.graph)] for n, net in networks.items()}
     own = {name: at_width(prog, keeps[name]) for name, prog in of.items()}

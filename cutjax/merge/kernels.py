@@ -25,7 +25,9 @@ from cutjax.recover.rows import (
 from cutjax.resize import Reader
 
 Env = dict[Any, Any]
-Solve = Callable[[Sequence[Moments], np.ndarray, bool], normal.Solution]
+Solve = Callable[[Sequence[Sequence[Moments]], np.ndarray, bool], normal.Solution]
+"""From the moments of each network's batches, the kernel so far, and if it may shift.
+"""
 
 measure = jax.jit(normal.moments)
 
@@ -44,7 +46,7 @@ def by_members(
         at = np.flatnonzero((inside.T == pattern).all(1))
         names = [name for name, there in zip(found, pattern, strict=True) if there]
         if names:
-            parts = [_columns(m, at) for name in names for m in found[name]]
+            parts = [[_columns(m, at) for m in found[name]] for name in names]
             fit = solve(parts, prior[..., at], intercept)
             kernel[..., at], shift[:, at] = fit.kernel, fit.shift
     return kernel, shift
@@ -56,10 +58,19 @@ def _columns(m: Moments, at: np.ndarray) -> Moments:
 
 
 def scaled(
-    parts: Sequence[Moments], prior: np.ndarray, intercept: bool
+    networks: Sequence[Sequence[Moments]], prior: np.ndarray, intercept: bool
 ) -> normal.Solution:
-    """The kernel so far, what it makes scaled and shifted to what it should be."""
-    return normal.rescaled(normal.merged(parts), prior, intercept=intercept)
+    """The kernel so far, what it makes scaled and shifted to what it should be.
+
+    That is the mean of the networks' means and of their standard deviations; the
+    deviation of all rows together would count how far apart the means are.
+    """
+    each = [normal.merged(parts) for parts in networks]
+    whole = normal.merged(each)
+    made = np.mean([m.made for m in each], axis=0)
+    width = np.mean([np.sqrt(m.square / m.count) for m in each], axis=0)
+    whole = whole._replace(made=made, square=whole.count * width**2)
+    return normal.rescaled(whole, prior, intercept=intercept)
 
 
 def damped(damping: float | None) -> Solve:
@@ -72,10 +83,24 @@ def damped(damping: float | None) -> Solve:
     return partial(fitted, damping)
 
 
+def check_rows(rows: int) -> None:
+    """Check how many rows per feature suffice.
+
+    Raises:
+        DataError: none do.
+    """
+    if not rows > 0:
+        raise DataError(f"rows={rows}: give a number above 0; 32 per feature are usual")
+
+
 def fitted(
-    damping: float | None, parts: Sequence[Moments], prior: np.ndarray, intercept: bool
+    damping: float | None,
+    networks: Sequence[Sequence[Moments]],
+    prior: np.ndarray,
+    intercept: bool,
 ) -> normal.Solution:
     """Least squares on the moments of some batches; every fourth one judges."""
+    parts = [m for each in networks for m in each]
     if damping is None and len(parts) > 3:
         fit, aside = (
             normal.merged([m for i, m in enumerate(parts) if (i % 4 == 3) == held])

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from cutjax.graph import Graph
 from cutjax.merge.ascend import MOST_SWEEPS, ascend, started
-from cutjax.merge.assign import Assign
+from cutjax.merge.assign import Assign, hungarian
+from cutjax.merge.idle import AmongIdle
 from cutjax.merge.permute import Permutation, compose, inverse
 from cutjax.merge.sides import Side
 from cutjax.merge.terms import Objective, identity
@@ -49,7 +50,8 @@ def matched(
     found = {**orders}
     info = Alignment({}, {}, 0, {})
     for objective in objectives:
-        step = ascend(objective, started(objective, found), assign=assign, seed=seed)
+        how = hungarian if isinstance(objective, AmongIdle) else assign
+        step = ascend(objective, started(objective, found), assign=how, seed=seed)
         found = step.orders
         unmoved = {**found, **identity(objective.sizes)}
         info = Alignment(

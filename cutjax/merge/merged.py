@@ -1,13 +1,16 @@
 """Several networks as one: an ordinary function of an ordinary pytree."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 from cutjax.merge.average import averaged
-from cutjax.merge.join import Parts, check_shared, joint, needed
-from cutjax.merge.network import Network, Networks, bare, check_alike
+from cutjax.merge.join import Joint, Parts, check_shared, joint, needed
+from cutjax.merge.network import Network, Networks, bare, check_alike, place
 from cutjax.merge.own import evaluate
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
@@ -36,7 +39,9 @@ def average(
     Any subset of the tasks (`select`, or `cut(..., tasks=...)`) runs the shared
     channels and those of its own networks, nothing else. What is shared reads only what
     is shared: what the networks' own channels fed into it is gone, so train afterwards
-    (or see `least_squares`), unless everything up to there is shared.
+    (or see `least_squares`), unless everything up to there is shared. Weights are
+    averaged as they are: of two copies of which a relu hides that channels are scaled,
+    `align` finds which correspond, but nothing undoes the scales.
 
     Args:
         networks: by name, alike.
@@ -79,16 +84,34 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
     """
     networks = bare(networks)
 
+    @functools.lru_cache(maxsize=4)
+    def inferred(tree: Any, shapes: Any, _: Any) -> tuple[Joint, dict[str, Any]]:
+        leaves = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        like = jax.tree.unflatten(tree, leaves)
+        job = joint(networks, sharing, like)
+        found = {n: jax.tree.structure(_returned(v, like)) for n, v in networks.items()}
+        return job, found
+
     def apply(params: Any, *inputs: Any) -> dict[str, Any]:
-        job = joint(networks, sharing, inputs)
-        leaves = jax.tree.leaves(inputs)
+        leaves, tree = jax.tree.flatten(inputs)
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((params, inputs)))
+        # Inferring takes longer than running. Kept where nothing is traced, so that
+        # nothing outlives its trace, and for each of the settings that jit heeds.
+        infer = inferred.__wrapped__ if traced else inferred
+        job, structures = infer(tree, shapes, _settings())
         _, outs = evaluate(job, unpacked(params, networks), leaves)
         found = {}
-        for name, net in networks.items():
-            found |= answers(name, restored(net, inputs, outs[name]))
+        for name, structure in structures.items():
+            found |= answers(name, jax.tree.unflatten(structure, outs[name]))
         return found
 
     return apply
+
+
+def _settings() -> tuple[Any, ...]:
+    names = ("enable_x64", "default_matmul_precision", "numpy_dtype_promotion")
+    return tuple(getattr(jax.config, f"jax_{name}") for name in names)
 
 
 def train_apply(
@@ -176,7 +199,7 @@ def packed(parts: Parts) -> dict[str, Any]:
 
     def put(side: str, name: str | None, leaves: Mapping[str, Any]) -> None:
         for path, leaf in leaves.items():
-            collection, key = _split(path)
+            collection, key = place(path)
             at = tree.setdefault(collection, {}).setdefault(side, {})
             if name is not None:
                 at = at.setdefault(name, {})
@@ -196,7 +219,7 @@ def unpacked(params: Mapping[str, Any], networks: Networks) -> Parts:
     def get(side: str, name: str | None) -> dict[str, Any]:
         found = {}
         for path in first.graph.shapes:
-            collection, key = _split(path)
+            collection, key = place(path)
             at = params.get(collection, {}).get(side, {})
             at = at if name is None else at.get(name, {})
             if key in at:
@@ -208,9 +231,3 @@ def unpacked(params: Mapping[str, Any], networks: Networks) -> Parts:
         {name: get(OWN, name) for name in networks},
         {name: get(READS, name) for name in networks},
     )
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Collection and key of a path; parameters without a collection are `params`."""
-    collection, _, key = path.partition("/")
-    return (collection, key) if key else ("params", path)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from cutjax.dims import Axis, Concat, Leaf, Product
 from cutjax.errors import MismatchError
+from cutjax.given import check_by_name
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
 from cutjax.shrink import check_params
@@ -42,12 +43,14 @@ def check_alike(networks: Networks) -> None:
         networks: by name.
 
     Raises:
-        MismatchError: names the first difference; or there is no network.
+        MismatchError: names the first difference; or there is no network, or
+            parameters of two names would have one place in the merged tree.
     """
-    if not networks:
-        raise MismatchError("no network to merge; pass {name: merge.Network(...)}")
+    wanted = "{name: merge.Network(apply, params, graph), ...}"
+    check_by_name(networks, "networks", wanted, Network)
     (first, net), *others = networks.items()
     check_params(net.params, net.graph)
+    check_places(net.graph)
     for name, other in others:
         check_params(other.params, other.graph)
         _same(
@@ -56,6 +59,25 @@ def check_alike(networks: Networks) -> None:
             "group",
         )
         _same((first, _axes(net.graph)), (name, _axes(other.graph)), "parameter")
+
+
+def place(path: str) -> tuple[str, str]:
+    """Collection and key of a path; parameters without a collection are `params`."""
+    collection, _, key = path.partition("/")
+    return (collection, key) if key else ("params", path)
+
+
+def check_places(graph: Graph) -> None:
+    """Check that no two parameters have one place in the merged tree."""
+    found: dict[tuple[str, str], str] = {}
+    for path in graph.shapes:
+        other = found.setdefault(place(path), path)
+        if other != path:
+            raise MismatchError(
+                f"parameters {other!r} and {path!r} would have one place in the merged "
+                "tree, where what is in no collection stands in `params`; give one of "
+                "them another name"
+            )
 
 
 def _axes(graph: Graph) -> list[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from cutjax.errors import DataError, KeepError, suggest
 from cutjax.graph import Graph
-from cutjax.inputs import inputs_of
+from cutjax.inputs import batches_of, inputs_of
 from cutjax.merge.align import align_all
 from cutjax.merge.evidence import by_scores
 from cutjax.merge.network import Networks, check_alike
@@ -76,7 +76,7 @@ def pam(
         if name not in scores:
             raise DataError(f"no scores of {name!r}; {suggest(name, scores)}")
     first = next(iter(networks.values()))
-    graph, data = first.graph, None if batches is None else list(batches)
+    graph, data = first.graph, None if batches is None else list(batches_of(batches))
     whole = whole_groups(first, inputs_of(data[0], graph.inputs)) if data else {}
     given = {"alpha": alpha, "shared": shared, "exclusive": exclusive}
     _check_whole(graph, whole, given.values())

@@ -7,7 +7,7 @@ channel what it was. What is read is the merged network's, already refitted upst
 of the kernels, weighed by the second moments of what they read. REPAIR only scales.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from cutjax.merge.kernels import (
     Env,
     bias_at,
     by_members,
+    check_rows,
     damped,
     is_free,
     measure,
@@ -88,16 +89,17 @@ def least_squares(
         The function and its parameters.
 
     Raises:
-        DataError: no data, NaN in what a reader reads or should make, or a damping that
-            is not above 0.
+        DataError: no data, NaN in what a reader reads or should make, or a damping or
+            rows that are not above 0.
         KeepError: the sharing does not fit, or cannot be, or is not that of `merged`.
-        MismatchError: the networks are not of one architecture.
+        MismatchError: the networks are not of one architecture, or do not take the
+            inputs.
 
     Reference:
         Nasery et al., PLeaS: Merging Models with Permutations and Least Squares,
         CVPR 2025, eq. 4; here in lockstep.
     """
-    given = networks, sharing, list(batches), merged
+    given = networks, sharing, batches, merged
     return _refitted(*given, Way(damped(damping)), rows, progress)
 
 
@@ -129,8 +131,8 @@ def mtz(
         The function and its parameters; the networks' own channels read as averaged.
 
     Raises:
-        DataError: no data, NaN in what a reader reads or should make, or a damping that
-            is not above 0.
+        DataError: no data, NaN in what a reader reads or should make, or a damping or
+            rows that are not above 0.
         KeepError: the sharing does not fit, or cannot be, or is not that of `merged`.
         MismatchError: the networks are not of one architecture.
 
@@ -138,7 +140,7 @@ def mtz(
         Jin et al., RegMean, ICLR 2023, eq. 2; He, Zhou & Thiele, Multi-Task Zipping,
         NeurIPS 2018, eq. 8.
     """
-    given = networks, sharing, list(batches), merged
+    given = networks, sharing, batches, merged
     way = Way(damped(damping), originals=True, apart=True)
     return _refitted(*given, way, rows, progress)
 
@@ -154,9 +156,10 @@ def repair(
 ) -> Merged:
     """One network whose channels are as wide as those that went into them.
 
-    What every reader makes is scaled, and where there is a bias shifted, to the
-    standard deviation and mean that it has in the networks, over all that went into a
-    channel. For networks without BatchNorm; with it, `recalibrate` the `train_apply`.
+    What every reader makes is scaled, and where there is a bias shifted, to the mean of
+    the standard deviations and of the means that the networks have there, of those that
+    went into a channel. For networks without BatchNorm; with it, `recalibrate` the
+    `train_apply`.
 
     Args:
         networks: see `least_squares`.
@@ -170,28 +173,29 @@ def repair(
         The function and its parameters.
 
     Raises:
-        DataError: no data, or NaN in what a reader reads or should make.
-        KeepError: the sharing does not fit, or cannot be, or is not that of `merged`.
-        MismatchError: the networks are not of one architecture.
+        DataError: see `least_squares`.
+        KeepError: see `least_squares`.
+        MismatchError: see `least_squares`.
 
     Reference:
         Jordan et al., REPAIR: REnormalizing Permuted Activations for Interpolation
         Repair, ICLR 2023, eq. 5; here in lockstep, over any number of networks.
     """
-    given = networks, sharing, list(batches), merged
+    given = networks, sharing, batches, merged
     return _refitted(*given, Way(scaled, apart=True), rows, progress)
 
 
 def _refitted(
     networks: Networks,
     sharing: Sharing,
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     merged: Merged | None,
     way: Way,
     rows: int,
     progress: bool,
 ) -> Merged:
     check_alike(networks)
+    check_rows(rows)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
     inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")
@@ -340,7 +344,7 @@ def _refit_own(
         found.append(sound(measure(b, y), path))
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
     bias = bias_at(prog, index, kernel, parts.own[name])
-    fit = job.way.solve(found, prior, bias is not None)
+    fit = job.way.solve([found], prior, bias is not None)
     new = np.asarray(kernel_from(reader, fit.kernel, np.asarray(kernel), groups))
     return _written_own(job, parts, held, name, index, (new, mixing, bias, fit.shift))
 

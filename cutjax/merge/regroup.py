@@ -82,7 +82,8 @@ def regroup(
         `(types, info)`, types by group.
 
     Raises:
-        KeepError: not one of the three; more channels than a group has; unknown groups.
+        KeepError: not one of the three, or NaN; more channels than a group has; unknown
+            groups.
         BudgetError: no alpha gives so many.
         DataError: levels of a wrong shape, or NaN.
 
@@ -102,6 +103,8 @@ def regroup(
     if not given:
         raise KeepError("no group to regroup: none of the networks can be cut")
     if alpha is not None:
+        if alpha != alpha:
+            raise KeepError("alpha is NaN: give the level up to which channels go")
         alphas = dict.fromkeys(given, alpha)
     elif shared is not None:
         alphas = solved(given, shared, lambda c: c.shared, "shared")

@@ -39,16 +39,19 @@ def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
     if a.frame is b.frame:
         return
     one, other = a.frame.jaxpr.eqns, b.frame.jaxpr.eqns
+    numbers = [len(p.frame.jaxpr.outvars) for p in (a, b)]
+    outs = "they return {} and {} arrays; ".format(*numbers)
+    outs = "" if numbers[0] == numbers[1] else outs
     for x, y in zip(one, other, strict=False):
         if x.primitive is not y.primitive:
             raise MismatchError(
-                f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
+                f"networks {names[0]!r} and {names[1]!r} do not compute alike: {outs}"
                 f"`{x.primitive}` at {user_line(x.source_info)} against "
                 f"`{y.primitive}` at {user_line(y.source_info)}"
             )
     if len(one) != len(other):
         raise MismatchError(
-            f"networks {names[0]!r} and {names[1]!r} do not compute alike: "
+            f"networks {names[0]!r} and {names[1]!r} do not compute alike: {outs}"
             f"{len(one)} operations against {len(other)}"
         )
 

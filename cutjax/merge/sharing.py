@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax.errors import KeepError, suggest
-from cutjax.given import several
+from cutjax.given import check_by_name, several
 from cutjax.graph import Graph
 from cutjax.merge.permute import Permutation, check_permutation, inverse
 
@@ -93,7 +93,8 @@ def from_permutations(
         The sharing of all free groups.
 
     Raises:
-        KeepError: an unknown group, a pinned one that moves, or no permutation.
+        KeepError: an unknown group, a pinned one that moves, or what is no permutation.
+        MismatchError: no network, or permutations that are not by network.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cutjax as cj
@@ -105,6 +106,8 @@ def from_permutations(
         >>> {name: slots.tolist() for name, slots in found.items()}
         {'one': [0, 1, 2], 'two': [2, 0, 1]}
     """
+    wanted = "{network: {group: ...}}, as `align_all` returns them"
+    check_by_name(permutations, "permutations", wanted, Mapping)
     moved = {n: inverse(check_permutation(graph, p)) for n, p in permutations.items()}
     return {
         g.name: {n: m.get(g.name, np.arange(g.size)) for n, m in moved.items()}

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from cutjax._jit import jit
 from cutjax.cost import Cost
 from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.merge.merged import Merged
 from cutjax.mirror import named_leaves
@@ -102,9 +103,9 @@ class Programs:
         Raises:
             KeepError: an unknown task, or none.
         """
-        asked = {tasks} if isinstance(tasks, str) else set(tasks)
+        asked = set(several(tasks)) if isinstance(tasks, Iterable) else {tasks}
         for task in asked - set(self.tasks):
-            raise KeepError(f"no task {task!r}; {suggest(task, self.tasks)}")
+            raise KeepError(f"no task {task!r}; {suggest(str(task), self.tasks)}")
         if not asked:
             raise KeepError(f"no task chosen; there are {list(self.tasks)}")
         chosen = tuple(task for task in self.tasks if task in asked)

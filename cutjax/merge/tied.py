@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cutjax.errors import KeepError, suggest
+from cutjax.given import check_by_name
 from cutjax.inputs import inputs_of
 from cutjax.merge.merged import (
     Merged,
@@ -61,7 +62,7 @@ def tied(
 
     Raises:
         DataError: a network without data, NaN in what a reader reads or makes, or a
-            damping that is not above 0.
+            damping or rows that are not above 0.
         KeepError: the sharing does not fit, or shares a group in part.
         MismatchError: the networks are not of one architecture.
 
@@ -167,6 +168,7 @@ def _apply(
 
 
 def _asked(networks: Networks, inputs: Mapping[str, Any]) -> dict[str, tuple]:
+    check_by_name(inputs, "inputs", "{network: input, ...}")
     for name in inputs:
         if name not in networks:
             raise KeepError(f"no network {name!r}; {suggest(name, networks)}")

@@ -43,9 +43,9 @@ def ties(parent: Any, vectors: Vectors, scale: ScalarLike, density: float = 0.2)
 def ties_vector(vectors: Vectors, density: float = 0.2) -> Any:
     """One vector of several: trimmed, the signs elected, the mean of those that agree.
 
-    Exactly `round(density * size)` entries of each vector stay, of all its leaves
-    together, the first among equals. The sign of an entry is that of its sum; where the
-    sum is zero nothing changes. No order of the vectors changes a bit.
+    Exactly `density * size` entries of each vector stay (halves go up), of all its
+    leaves together, the first among equals. The sign of an entry is that of its sum;
+    where the sum is zero nothing changes. No order of the vectors changes a bit.
 
     Args:
         vectors: by name; see `vectors`.

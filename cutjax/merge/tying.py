@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from cutjax.given import check_by_name
 from cutjax.inputs import equal_inputs
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of, precise
@@ -17,6 +18,7 @@ from cutjax.merge.kernels import (
     Env,
     Solve,
     bias_at,
+    check_rows,
     damped,
     is_free,
     measure,
@@ -75,6 +77,9 @@ def tie(
         rows: see `tied`.
         progress: see `tied`.
     """
+    check_rows(rows)
+    wanted = "{network: [(x, ...), ...], ...}, each network's own data"
+    check_by_name(batches, "batches", wanted)
     sides = {name: _side(net, name, batches) for name, net in networks.items()}
     (one, first), *others = sides.items()
     for name, side in others:
@@ -157,7 +162,7 @@ def _fit(
             biases[name], wholes[name] = bias, normal.merged(its)
         found += [_share(m, its, wholes.get(name)) for m in its]
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
-    blocks = solve(found, prior, False).kernel
+    blocks = solve([found], prior, False).kernel
     new = kernel_from(reader, blocks, np.asarray(kernel), groups)
     for name, side in sides.items():
         leaf = side.leaves[path]

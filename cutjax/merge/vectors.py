@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, ScalarLike
 
 from cutjax.errors import DataError, MismatchError, suggest
+from cutjax.given import check_by_name, said
 from cutjax.mirror import named_leaves, path_name
 from cutjax.sparse.tree import filled
 
@@ -147,8 +148,9 @@ def _aligned(
     parent: Any, trees: Mapping[str, Any], needed: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Weights by name and path, after checking that leaves go with the parent's."""
-    if not trees:
+    if isinstance(trees, Mapping) and not trees:
         raise MismatchError("nothing to merge; pass {name: ...}, one or more")
+    check_by_name(trees, "networks or vectors", "{name: ..., ...}")
     leaves, out = named_leaves(parent), {}
     weights = [path for path, leaf in leaves.items() if _floating(leaf)]
     for name, tree in trees.items():
@@ -183,6 +185,11 @@ def _check_same(name: str, path: str, leaf: Any, other: Any) -> None:
 
 def _scales(scale: Scale, names: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(scale, Mapping):
+        if np.ndim(scale):
+            raise MismatchError(
+                f"scale is {said(scale)}; pass one number for all, or "
+                f"{{{next(iter(names))!r}: ..., ...}}"
+            )
         return dict.fromkeys(names, scale)
     if set(scale) != set(names):
         raise MismatchError(

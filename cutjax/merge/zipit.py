@@ -63,8 +63,8 @@ def zipit(
         still free, else at the next place that is.
 
     Raises:
-        KeepError: an unknown or pinned group, one without correlations, or a width that
-            cannot be.
+        KeepError: an unknown or pinned group, one without correlations, a width that
+            cannot be, or a network named twice.
         DataError: correlations of a wrong shape, or not finite.
 
     Example:
@@ -81,6 +81,9 @@ def zipit(
         Stoica et al., ZipIt! Merging Models from Different Tasks without Training, ICLR
         2024, sections 4.1 and 4.3; there clusters compare by their least correlation.
     """
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise KeepError(f"names hold {twice[0]!r} twice; each network has its own")
     if not (names and 0 <= within <= 1 and 0 < repeat <= 1):
         raise KeepError(
             f"zipit of networks {list(names)} with within={within}, repeat={repeat}: "

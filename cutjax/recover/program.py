@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax._compat import Literal, primitive
+from cutjax.given import calling
 from cutjax.graph import Graph
 from cutjax.recover.apart import taken_apart
 from cutjax.recover.contracted import contracted
@@ -91,7 +92,9 @@ def program(
 
     def flat(*args: Any) -> list[Any]:
         params = jax.tree.unflatten(graph.treedef, args[:n])
-        return jax.tree.leaves(apply(params, *jax.tree.unflatten(tree, args[n:])))
+        given = jax.tree.unflatten(tree, args[n:])
+        with calling(given, graph.inputs):
+            return jax.tree.leaves(apply(params, *given))
 
     given = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves]
     avals = [*graph.shapes.values(), *given]

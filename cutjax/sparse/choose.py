@@ -56,7 +56,8 @@ def topk(scores: Any, density: float, *, counts: Counts | None = None) -> Masks:
             compete, and one may lose everything.
 
     Returns:
-        Masks of the structure of `scores`; exactly `round(density * n)` weights stay.
+        Masks of the structure of `scores`; exactly `density * n` weights
+        stay (halves go up).
 
     Raises:
         BudgetError: a density outside of 0 .. 1.
@@ -136,7 +137,7 @@ def block(scores: Any, shape: tuple[int, ...], density: float) -> Masks:
         density: the share of the blocks that stay.
 
     Returns:
-        Masks; exactly `round(density * blocks)` blocks stay.
+        Masks; exactly `density * blocks` stay (halves go up).
 
     Raises:
         BudgetError: a density outside of 0 .. 1, or a leaf that does not divide into
