@@ -22,6 +22,8 @@ module = importlib.import_module("cutjax.recover.program")
 QUIET: Any = {"progress": False}
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
+STAYS = pytest.mark.filterwarnings("ignore:.*stay as cut")
+
 
 def conv(x: Any, w: Any) -> jax.Array:
     return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NUMBERS)
@@ -101,6 +103,7 @@ def test_channels_that_another_one_rebuilds_are_not_missed(name):
     check_planted(name)
 
 
+@STAYS
 @pytest.mark.parametrize("name", CASES)
 def test_saboteur_kernels_of_several_parameters_that_stay_as_cut(name, monkeypatch):
     monkeypatch.setattr(module, "JOINS", frozenset())
@@ -153,6 +156,7 @@ def elsewhere(p: Any, x: Any) -> dict[str, jax.Array]:
     return {"alone": h[:, :8] @ p["a"], "both": h @ jnp.concatenate([p["a"], p["b"]])}
 
 
+@STAYS
 def test_what_is_a_part_of_another_kernel_is_fitted_alone():
     _, sizes = CASES["read"]
     p = {key: normal(i, *size) for i, (key, size) in enumerate(sizes.items())}
@@ -172,6 +176,7 @@ def overlapping(p: Any, x: Any) -> list[jax.Array]:
     return [h @ jnp.concatenate([p["a"], p[name]]) for name in ("b", "c")]
 
 
+@STAYS
 def test_of_kernels_that_share_a_part_one_is_fitted_and_nothing_gets_worse():
     sizes = {**CASES["read"][1], "c": (8, 4)}
     p = {key: normal(i, *size) for i, (key, size) in enumerate(sizes.items())}
@@ -214,6 +219,7 @@ def test_a_kernel_of_two_in_a_recurrence_is_fitted_over_all_steps():
     assert "again + in" in [fit.path for fit in fits]
 
 
+@STAYS
 @pytest.mark.parametrize("kernel", ["twice", "whole", "negated"])
 def test_what_lies_twice_in_a_kernel_or_is_no_float_or_another_stays(kernel):
     def apply(p, x):
@@ -328,6 +334,7 @@ def test_copies_are_not_missed_where_networks_are_shared_in_part(apply):
     check_copies(apply)
 
 
+@STAYS
 def test_saboteur_networks_whose_own_kernels_stay_as_cut(monkeypatch):
     monkeypatch.setattr(module, "JOINS", frozenset())
     with pytest.raises(AssertionError):

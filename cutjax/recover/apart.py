@@ -98,6 +98,8 @@ def _apart(eqn: Any, held: Sequence[Any], read: Any) -> Parts | Sequence[Any] | 
         same = all(held) and len({(h.axis, h.sizes) for h in held}) == 1
         each = zip(*(h.values for h in held), strict=True) if same else ()
         return Parts([a + b for a, b in each], first.axis) if same else None
+    if first is None:
+        return None
     if eqn.primitive is SPLIT:
         alike = (first.axis, first.sizes) == (eqn.params["axis"], eqn.params["sizes"])
         return first.values if alike else None

@@ -2,8 +2,8 @@
 
 A kernel is a moved copy of a parameter, or put together of several, or computed from
 one: `w * c`, `w + a @ b`. Where each weight is a number times one of the parameter plus
-another number, a new kernel says what the parameter has to be. What is rounded on the way and handed
-its gradients straight through, `w + stop_gradient(q(w) - w)`, counts as `w`.
+another number, a new kernel says what the parameter has to be. What is rounded on the
+way and handed its gradients straight through, `w + stop_gradient(q(w) - w)`, is `w`.
 """
 
 import itertools
