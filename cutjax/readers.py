@@ -15,11 +15,16 @@ from cutjax.resize import Reader
 
 def is_linear(reader: Reader) -> bool:
     """Whether a parameter, moved but not changed, mixes channels of data here."""
+    return mixes(reader) and reader.ins[1 - reader.site.at].param is not None
+
+
+def mixes(reader: Reader) -> bool:
+    """Whether it, or several parameters put together, mix channels of data here."""
     site, ins = reader.site, reader.ins
     if site.looped or site.summed is not None or len(ins) != 2:
         return False
     kernel, data = ins[1 - site.at], ins[site.at]
-    if kernel.param is None or kernel.data or not data.data:
+    if (kernel.param is None and not kernel.joined) or kernel.data or not data.data:
         return False
     p = reader.eqn.params
     if is_conv(reader):

@@ -495,6 +495,31 @@ def test_joint_loses_nothing_where_nothing_is_read(positions):
     np.testing.assert_allclose(got, want * 48 / 64, rtol=1e-3)
 
 
+def test_joint_sees_through_a_kernel_of_several_parameters():
+    def apply(p, x):
+        h = jnp.tanh(jnp.concatenate([x @ p["in"], x @ p["side"]], -1))
+        return h @ (p["w"] if "w" in p else jnp.concatenate([p["a"], p["b"]]))
+
+    first = {"in": normal(1, 4, 5), "side": normal(2, 4, 3)}
+    several = {**first, "a": normal(3, 5, 2), "b": normal(4, 3, 2)}
+    one = {**first, "w": np.concatenate([several["a"], several["b"]])}
+    x, y = normal(5, 40, 4), normal(6, 40, 2)
+    got, want = (
+        cj.joint(
+            apply,
+            p,
+            cj.trace(apply, p, x),
+            {"output": half_square},
+            [(x, {"output": y})],
+            **QUIET,
+        )["output"]
+        for p in (several, one)
+    )
+    assert {*got} == {*want} == {"in:1", "side:1"}
+    for name, scores in want.items():
+        np.testing.assert_allclose(got[name], scores, rtol=1e-4)
+
+
 def test_joint_knows_that_a_copy_costs_nothing():
     def apply(p, x):
         return jax.nn.relu(x @ p["a"]) @ p["b"]

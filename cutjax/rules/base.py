@@ -71,8 +71,9 @@ class Value(NamedTuple):
     `known`: its value, if it is a constant that is the same everywhere. `summed`: the
     axes summed over to get it. `share`: what it was divided by, if not by their count.
     `data`: whether it depends on the inputs; `const`: on nothing, neither inputs nor
-    parameters. `param`: the parameter leaf that it is a moved copy of. `index`: the
-    constant indices that picked it, or where they wrote to.
+    parameters. `param`: the parameter leaf that it is a moved copy of. `joined`: it is
+    put together of such copies. `index`: the constant indices that picked it, or where
+    they wrote to.
     """
 
     dims: tuple[Var, ...]
@@ -83,6 +84,7 @@ class Value(NamedTuple):
     const: bool = False
     index: Any = None
     share: Share | None = None
+    joined: bool = False
 
 
 class Rule(NamedTuple):

@@ -82,7 +82,10 @@ def beside(values: Sequence[Value], dims: tuple[Var, ...]) -> Value:
     shares = {value.share for value in values}
     same = shares.pop() if len(shares) == 1 else None
     whole = same is None or not same.dims
-    return Value(dims, summed=joint(values), share=same if whole else None)
+    joined = all(value.param is not None or value.joined for value in values)
+    return Value(
+        dims, summed=joint(values), share=same if whole else None, joined=joined
+    )
 
 
 def powered(value: Value, power: float) -> Summed | None:

@@ -86,8 +86,8 @@ def _broadcast(w, eqn, ins):
         w.note_mean(shares.dims)
         shares = None
     # Copies of a parameter along new axes are no longer that parameter.
-    param = None if new else ins[0].param
-    return [ins[0]._replace(dims=tuple(out), param=param, share=shares)]
+    value = ins[0]._replace(param=None, joined=False) if new else ins[0]
+    return [value._replace(dims=tuple(out), share=shares)]
 
 
 @rule("concatenate")

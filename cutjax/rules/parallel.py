@@ -78,7 +78,7 @@ def _psum(w, eqn, ins):
         if value.summed is not None or axes:
             gone = (*(value.dims[i] for i in axes), w.solver.new(shards, SHARDS))
             value = value._replace(summed=summed_over(value.summed, gone))
-        out.append(value._replace(dims=dims, known=None, param=None))
+        out.append(value._replace(dims=dims, known=None, param=None, joined=False))
     return out
 
 

@@ -20,7 +20,7 @@ def _sum(w, eqn, ins):
     gone = tuple(value.dims[i] for i in axes)
     summed = summed_over(value.summed, gone)
     w.read(value, gone, summed)
-    value = value._replace(dims=rest(value.dims, axes), param=None)
+    value = value._replace(dims=rest(value.dims, axes), param=None, joined=False)
     if counts_next(value.share, gone):
         summed.mark_mean()
         w.note_mean(gone)

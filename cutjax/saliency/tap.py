@@ -13,8 +13,8 @@ from cutjax.readers import (
     channel_axes,
     energy,
     hears,
-    is_linear,
     kernel_matrix,
+    mixes,
     out_axes,
     rows,
 )
@@ -51,7 +51,7 @@ def tap(
         number, at, args = next(numbers), reader.site.at, list(args)
         _note(tapped, kept, reader, args[at], free)
         args[at] = gated_operand(kept, reader, args, handles.gates)
-        if not moments or not is_linear(reader):
+        if not moments or not mixes(reader):
             args[at] = gated_operand(kept, reader, args, handles.unread)
             return run(args)
         (out,) = run(args)
