@@ -93,6 +93,8 @@ def test_no_warning_without_reason(apply):
 @pytest.mark.parametrize("name", by_turns(NETS, 4))
 def test_no_warning_of_nets_in_inference(name):
     net = NETS[name]()
+    if name == "fast_weights":
+        pytest.skip("it trains on the batch")
     if len({len(a) for a in jax.tree.leaves(net.inputs) if np.ndim(a)}) > 1:
         pytest.skip("its inputs have no examples in front")
     inputs = jax.tree.map(lambda a: np.concatenate([a, a[::-1]]), net.inputs)

@@ -14,7 +14,12 @@ from cutjax.recover.program import program
 from cutjax.recover.rows import read_rows
 
 
-@pytest.mark.parametrize("name", ["vgg", "wavenet", "resnet18", "vit_linen"])
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vit_linen")
+]
+
+
+@pytest.mark.parametrize("name", ["vgg", "wavenet", *SLOW])
 def test_energies_are_squared_lengths_of_the_rows_that_are_read(name):
     check(name, energy)
 
