@@ -13,7 +13,6 @@ from cutjax.readers import energy, is_linear
 from cutjax.recover.program import program
 from cutjax.recover.rows import read_rows
 
-
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vit_linen")
 ]
