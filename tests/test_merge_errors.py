@@ -80,6 +80,10 @@ CALLS: dict[str, tuple[type[CutjaxError], str, Callable[[], Any]]] = {
         *(MismatchError, "networks is a list of 2; pass {name: params, ...}"),
         lambda: align_all([*P.values()]),
     ),
+    "aligned, networks": (
+        *(MismatchError, "networks['one'] is a Network; pass {name: network.params"),
+        lambda: align_all(NETS),
+    ),
     "aligned, none": (
         *(MismatchError, "no networks; pass {name: params, ...}"),
         lambda: align_all({}),

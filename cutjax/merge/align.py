@@ -4,13 +4,14 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from cutjax.errors import DataError, KeepError, suggest
+from cutjax.errors import DataError, KeepError, MismatchError, suggest
 from cutjax.given import check_by_name, said, several
 from cutjax.graph import Graph
 from cutjax.merge.assign import Assign, hungarian, sinkhorn
 from cutjax.merge.correlation import Apply, gathered
 from cutjax.merge.idle import among_idle, idle_channels
 from cutjax.merge.match import Alignment, Orders, in_turn, matched
+from cutjax.merge.network import Network
 from cutjax.merge.sides import Side, by_activations, by_weights
 from cutjax.merge.structure import check_structure, free_names
 from cutjax.merge.terms import identity
@@ -148,6 +149,10 @@ def align_all(
     if first not in networks:
         raise KeepError(f"no network {first!r}; {suggest(first, names)}")
     for name, params in networks.items():
+        if isinstance(params, Network):
+            raise MismatchError(
+                f"networks[{name!r}] is a Network; pass {{name: network.params, ...}}"
+            )
         check_structure(params, graph, f"network {name!r}")
     stay = {graph[name].name for name in several(fixed)}
     stay |= {group.name for group in graph.groups if group.ordered is not None}
