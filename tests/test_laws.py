@@ -31,6 +31,9 @@ def fourth(first: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", nets, scope="module")
 
 
+half = pytest.mark.parametrize("name", by_turns(NETS, 2), scope="module")
+
+
 @every
 def test_groups_are_those_found_on_paper(name: str) -> None:
     laws.check_groups(CJ, NETS[name]())
@@ -74,19 +77,19 @@ def test_full_keep_changes_nothing(name: str) -> None:
     laws.check_full_keep(CJ, NETS[name]())
 
 
-@every
+@fourth(3)
 def test_permutation_changes_nothing(name: str) -> None:
     if not NETS[name]().permutable:
         pytest.skip("its members hold a group twice")
     laws.check_permutation(CJ, NETS[name](), 0)
 
 
-@every
+@half
 def test_cut_for_a_task(name: str) -> None:
     laws.check_tasks(CJ, NETS[name](), 0)
 
 
-@every
+@fourth(3)
 def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
@@ -98,7 +101,7 @@ def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     laws.check_gate_gradient(CJ, NETS[name](), 0)
 
 
-@every
+@fourth(0)
 def test_gate_gradient_is_that_of_the_readers(name: str) -> None:
     if not (NETS[name]().by_weights and NETS[name]().exact):
         pytest.skip("read by something else than a kernel's axis -2")

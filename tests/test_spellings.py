@@ -11,6 +11,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets.turns import by_turns
 from test_compensate import normal, quick as quick
 
 import cutjax as cj
@@ -87,7 +88,7 @@ def check_spelling(name: str) -> None:
     np.testing.assert_allclose(other, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", by_turns(SPELLINGS, 2))
 def test_a_function_is_refitted_the_same_however_it_is_written(name):
     check_spelling(name)
 
