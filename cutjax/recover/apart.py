@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cutjax._compat import Literal, bind, open_jaxpr, primitive, scope_of
+from cutjax._compat import Literal, bind, open_jaxpr, primitive
+from cutjax.recover.replaced import Read, replaced
 
 JOIN, DOT = primitive("concatenate"), primitive("dot_general")
 TRANSPOSE, SPLIT = primitive("transpose"), primitive("split")
@@ -37,41 +38,24 @@ def taken_apart(jaxpr: Any, number: int) -> Any:
         jaxpr: of a flat function.
         number: how many of its inputs, the first ones, are parameters.
     """
-    inner, consts = open_jaxpr(jaxpr)
-    kernels = _kernels(inner, number)
+    kernels = _kernels(open_jaxpr(jaxpr)[0], number)
     if not kernels:
         return jaxpr
+    parts: dict[Any, Parts] = {}
 
-    def run(*args: Any) -> list[Any]:
-        env = dict(zip(inner.invars, args, strict=True))
-        env.update(zip(inner.constvars, consts, strict=True))
-        parts: dict[Any, Parts] = {}
-
-        def read(atom: Any) -> Any:
-            if isinstance(atom, Literal):
-                return atom.val
-            if atom not in env:
-                env[atom] = jax.lax.concatenate(*parts[atom])
-            return env[atom]
-
-        for eqn in inner.eqns:
-            if not kernels.isdisjoint(eqn.outvars):
-                values = [read(var) for var in eqn.invars]
-                parts[eqn.outvars[0]] = Parts(values, eqn.params["dimension"])
-                continue
+    def instead(eqn: Any, read: Read) -> Sequence[Any] | None:
+        if not kernels.isdisjoint(eqn.outvars):
+            values = [read(var) for var in eqn.invars]
+            found: Any = Parts(values, eqn.params["dimension"])
+        else:
             held = [_held(parts, atom) for atom in eqn.invars]
-            with scope_of(eqn):
-                found = _apart(eqn, held, read) if any(held) else None
-                if isinstance(found, Parts):
-                    parts[eqn.outvars[0]] = found
-                    continue
-                outs = found
-                if outs is None:
-                    outs = bind(eqn, [read(atom) for atom in eqn.invars], eqn.params)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in inner.outvars]
+            found = _apart(eqn, held, read) if any(held) else None
+        if isinstance(found, Parts):
+            parts[eqn.outvars[0]] = found
+            return ()
+        return found
 
-    return jax.make_jaxpr(run)(*(var.aval for var in inner.invars))
+    return replaced(jaxpr, instead, lambda atom: jax.lax.concatenate(*parts[atom]))
 
 
 def _kernels(jaxpr: Any, number: int) -> set[Any]:
@@ -89,7 +73,7 @@ def _held(parts: Mapping[Any, Parts], atom: Any) -> Parts | None:
     return None if isinstance(atom, Literal) else parts.get(atom)
 
 
-def _apart(eqn: Any, held: Sequence[Any], read: Any) -> Parts | Sequence[Any] | None:
+def _apart(eqn: Any, held: Sequence[Any], read: Read) -> Parts | Sequence[Any] | None:
     """What an equation makes of parts: parts, or each of them; None if of the whole."""
     first = held[0]
     if eqn.primitive is DOT:
@@ -128,7 +112,7 @@ def _spread(eqn: Any, parts: Parts) -> Parts | None:
     return Parts(values, axis)
 
 
-def _product(eqn: Any, held: Sequence[Any], read: Any) -> Parts | None:
+def _product(eqn: Any, held: Sequence[Any], read: Read) -> Parts | None:
     """A product of which one operand is put together along what the product makes."""
     contracted, batch = eqn.params["dimension_numbers"]
     taken = [{*contracted[at], *batch[at]} for at in (0, 1)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from cutjax._compat import Literal, bind, open_jaxpr, primitive, scope_of
+from cutjax._compat import Literal, open_jaxpr, primitive
+from cutjax.recover.replaced import Read, replaced
 
 MUL, SUM = primitive("mul"), primitive("reduce_sum")
 
@@ -18,31 +19,19 @@ def contracted(jaxpr: Any, number: int) -> Any:
         jaxpr: of a flat function.
         number: how many of its inputs, the first ones, are parameters.
     """
-    inner, consts = open_jaxpr(jaxpr)
-    found = _products(inner, number)
+    found = _products(open_jaxpr(jaxpr)[0], number)
     if not found:
         return jaxpr
 
-    def run(*args: Any) -> list[Any]:
-        env = dict(zip(inner.invars, args, strict=True))
-        env.update(zip(inner.constvars, consts, strict=True))
+    def instead(eqn: Any, read: Read) -> Sequence[Any] | None:
+        if eqn.primitive is MUL and eqn.outvars[0] in found:
+            return ()
+        if eqn.primitive is SUM and eqn.invars[0] in found:
+            data, kernel = map(read, found[eqn.invars[0]])
+            return [_product(data, kernel, [*map(int, eqn.params["axes"])])]
+        return None
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else env[atom]
-
-        for eqn in inner.eqns:
-            if eqn.primitive is MUL and eqn.outvars[0] in found:
-                continue
-            with scope_of(eqn):
-                if eqn.primitive is SUM and eqn.invars[0] in found:
-                    data, kernel = map(read, found[eqn.invars[0]])
-                    outs = [_product(data, kernel, [*map(int, eqn.params["axes"])])]
-                else:
-                    outs = bind(eqn, [read(atom) for atom in eqn.invars], eqn.params)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in inner.outvars]
-
-    return jax.make_jaxpr(run)(*(var.aval for var in inner.invars))
+    return replaced(jaxpr, instead)
 
 
 def _products(jaxpr: Any, number: int) -> dict[Any, tuple[Any, Any]]:
