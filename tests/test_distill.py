@@ -180,6 +180,16 @@ def test_mismatch_is_squared_error_over_variance():
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6])
+def test_what_varies_is_told_by_the_size_of_the_feature(size):
+    rng = np.random.default_rng(4)
+    parent = (size * rng.normal(size=(32, 8))).astype(np.float32)
+    want = numpy_mismatch(0 * parent, parent)
+    np.testing.assert_allclose(mismatch(0 * parent, parent), want, rtol=1e-4)
+    constant = np.full((31, 8), 0.1 * size, np.float32)
+    assert float(mismatch(0 * constant, constant)) == 0
+
+
 def numpy_divergence(logits, taught, t):
     def softmax(v):
         e = np.exp(np.float64(v) / t - np.max(v / t, -1, keepdims=True))

@@ -105,7 +105,8 @@ def mismatch(
     """Squared error over the parent's variance between examples.
 
     0 where the child makes what the parent makes, 1 where it makes the parent's mean:
-    one weight serves features of any size. What does not vary costs nothing.
+    one weight serves features of any size. What does not vary, to the rounding of its
+    size, costs nothing.
 
     Args:
         child: a feature of the child, one row per example.
@@ -117,7 +118,7 @@ def mismatch(
     parent = jnp.asarray(parent, jnp.float32)
     error = jnp.mean((jnp.asarray(child, jnp.float32) - parent) ** 2)
     spread = jnp.mean((parent - parent.mean(0)) ** 2)
-    varies = spread > 1e-10
+    varies = spread > 1e-10 * jnp.mean(parent**2)
     return jnp.where(varies, error / jnp.where(varies, spread, 1.0), 0.0)
 
 
