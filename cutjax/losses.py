@@ -2,7 +2,8 @@
 
 A task with 0 classes is a regression of one number, and its labels are floats. Squared
 errors are counted in units of the labels' standard deviation, so that numbers of any
-size weigh alike beside classes, and the mean answer costs 1.
+size weigh alike beside classes, and the mean answer costs 1. What has no label (a
+negative class, a number that is NaN) costs nothing: a mean is over all examples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,32 @@ Summed = Callable[[Any, Mapping[str, Any]], tuple[Float[Array, ""], dict[str, Ar
 
 
 def of_classes(logits: Any, labels: Any) -> Float[Array, ""]:
-    """Mean softmax cross entropy with integer labels."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    """Mean softmax cross entropy with integer labels; negative ones are none."""
+    there = jnp.asarray(labels) >= 0
+    known = jnp.where(there, labels, 0)
+    each = optax.softmax_cross_entropy_with_integer_labels(wide(logits), known)
+    return jnp.where(there, each, 0).mean()
+
+
+def of_labels(logits: Any, labels: Any) -> Float[Array, ""]:
+    """Mean sigmoid cross entropy with labels 0 to 1 of each; negative or NaN is none.
+
+    Args:
+        logits: one per label.
+        labels: as many; the logits may have a last axis of one more.
+
+    Returns:
+        The mean over examples and labels.
+
+    Example:
+        >>> round(float(of_labels(np.zeros((2, 3)), np.eye(3)[:2])), 4)
+        0.6931
+    """
+    there = jnp.asarray(labels) >= 0  # false for NaN
+    known = jnp.where(there, labels, 0)
+    logits = jnp.reshape(wide(logits), jnp.shape(labels))
+    each = optax.sigmoid_binary_cross_entropy(logits, known)
+    return jnp.where(there, each, 0).mean()
 
 
 def of_numbers(spread: float = 1.0) -> TaskLoss:
@@ -33,6 +58,7 @@ def of_numbers(spread: float = 1.0) -> TaskLoss:
 
     Returns:
         `loss(answers, labels) -> scalar`; the answers may have a last axis of one.
+        Labels that are NaN are none.
 
     Example:
         >>> loss = of_numbers(2.0)
@@ -41,17 +67,42 @@ def of_numbers(spread: float = 1.0) -> TaskLoss:
     """
 
     def loss(answers: Any, labels: Any) -> Float[Array, ""]:
-        error = jnp.reshape(answers, jnp.shape(labels)) - labels
-        return jnp.mean((error / spread) ** 2)
+        there = ~jnp.isnan(labels)
+        error = jnp.reshape(wide(answers), jnp.shape(labels)) - labels
+        return jnp.mean((jnp.where(there, error, 0) / spread) ** 2)
 
     return loss
+
+
+def wide(answers: Any) -> Any:
+    """Answers in float32 at least: losses of half precision are mostly rounding."""
+    answers = jnp.asarray(answers)
+    return answers.astype(jnp.promote_types(answers.dtype, jnp.float32))
 
 
 def spreads(data: Dataset) -> dict[str, float]:
     """Standard deviation of each regression's training labels; 1 where they are one."""
     numbers = [task for task, classes in data.tasks.items() if classes == 0]
-    found = {task: float(np.std(data.train.y[task])) for task in numbers}
-    return {task: spread or 1.0 for task, spread in found.items()}
+    return {task: spread_of(data.train.y[task]) for task in numbers}
+
+
+def spread_of(values: Any, *, each: bool = False) -> float:
+    """The standard deviation of numbers; 1 where they are one but for rounding.
+
+    Args:
+        values: numbers; those that are not finite are left out.
+        each: count from the mean of every position of the last axis, not of all.
+
+    Example:
+        >>> spread_of(np.full(256, 0.1, np.float32)), spread_of([1.0, 3.0])
+        (1.0, 1.0)
+    """
+    exact = np.ma.masked_invalid(np.asarray(values, np.float64))
+    if not exact.count():
+        return 1.0
+    over = tuple(range(exact.ndim - 1)) if each else None
+    spread = np.sqrt(((exact - exact.mean(over)) ** 2).mean())
+    return float(spread) if spread > 1e-6 * np.abs(exact).max() else 1.0
 
 
 def losses_for(

@@ -23,13 +23,12 @@ from cutjax.recover.distill import (
     beside_parent,
     distillation,
     feature_losses,
-    is_number,
-    spreads_of,
     task_losses,
     teach,
 )
 from cutjax.recover.features import FEATURE, features, mismatch
 from cutjax.recover.finetune import finetune, frozen
+from cutjax.recover.kinds import is_number, spreads_of
 
 TASKS = ("kind", "size")
 

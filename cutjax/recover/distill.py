@@ -1,11 +1,12 @@
 """Learning what the parent answers: its logits, its numbers, and its features.
 
-An answer whose last axis is one, or with one value per example, is a number and is
-learnt by squared error. All else are logits, of the example or of every position. What
-the parent says is read from the targets (`teach`: computed once) or from the outputs
-(`beside_parent`: computed within the step).
+Numbers are learnt by squared error, classes by the divergence of their softmax, several
+labels by that of the sigmoid of each; `kinds` says which is which. What the parent says
+is read from the targets (`teach`: computed once) or from the outputs (`beside_parent`:
+computed within the step).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +19,19 @@ from cutjax._jit import jit
 from cutjax.data.base import Split, as_split
 from cutjax.errors import DataError, MismatchError
 from cutjax.given import chosen_tasks, several
-from cutjax.losses import of_classes, of_numbers
 from cutjax.metrics import named
+from cutjax.recover.answers import divergence as divergence, losses_of
 from cutjax.recover.features import FEATURE, mismatch
+from cutjax.recover.kinds import (
+    CLASSES,
+    NUMBERS,
+    TEACHER,
+    check_kinds,
+    check_labels,
+    is_number,
+)
 from cutjax.training.parts import held_as, updated, without
 
-TEACHER = "teacher:"
 PARENT = "parent"
 
 Each = Callable[[Any, Mapping[str, Any]], dict[str, Array]]
@@ -140,6 +148,7 @@ def task_losses(
     temperature: float = 2.0,
     labels: float = 0.0,
     spreads: Mapping[str, float] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Each:
     """Per task, how far the outputs are from the parent's, see `distillation`.
 
@@ -147,29 +156,46 @@ def task_losses(
         tasks: the tasks.
         temperature: of both softmaxes; the loss is scaled by its square.
         labels: weight of the loss of true labels.
-        spreads: of tasks that ask for a number, what counts as an error of one; one
-            that is given makes the task a number, whatever its shape.
+        spreads: of tasks that ask for numbers, what counts as an error of one; one
+            that is given makes the task one of numbers, whatever its shape.
+        kinds: "classes", "numbers" or "labels" of some tasks.
 
     Returns:
         `each(outputs, y) -> {task: scalar}`.
+
+    Raises:
+        DataError: a temperature or a weight out of range; kinds of other tasks.
     """
     tasks, spreads = several(tasks), dict(spreads or {})
+    kinds = {**dict.fromkeys({*spreads} & {*tasks}, NUMBERS), **(kinds or {})}
+    check_kinds(kinds, tasks)
+    _check_range(temperature, labels)
 
     def each(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
         outputs, found = named(outputs), {}
         for task in tasks:
             answer, taught = outputs[task], _taught(task, outputs, y)
-            if task in spreads or is_number(taught):
-                hard = of_numbers(spreads.get(task, 1.0))
-                found[task] = hard(answer, taught)
-            else:
-                hard = of_classes
-                found[task] = divergence(answer, taught, temperature)
+            kind = kinds.get(task) or (NUMBERS if is_number(taught) else CLASSES)
+            spread = spreads.get(task, 1.0)
+            soft, hard = losses_of(kind, temperature=temperature, spread=spread)
+            found[task] = soft(answer, taught)
             if labels:
-                found[task] += labels * hard(answer, _label(task, y))
+                found[task] += labels * hard(answer, _label(task, kind, answer, y))
         return found
 
     return each
+
+
+def _check_range(temperature: float, labels: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise DataError(
+            f"temperature is {temperature}; expected a number above 0, such as 2.0"
+        )
+    if not 0 <= labels < math.inf:
+        raise DataError(
+            f"labels, the weight of their loss, is {labels}; expected 0 or more (0 "
+            "needs no labels)"
+        )
 
 
 def feature_losses(outputs: Any, y: Mapping[str, Any]) -> dict[str, Array]:
@@ -194,27 +220,38 @@ def distillation(
     temperature: float = 2.0,
     labels: float = 0.0,
     spreads: Mapping[str, float] | None = None,
+    kinds: Mapping[str, str] | None = None,
     features: float = 0.0,
 ) -> Callable[[Any, Mapping[str, Any]], tuple[Float[Array, ""], dict[str, Array]]]:
     """Divergence from the parent's softened answers, and optionally from labels.
 
-    Where the parent answers with a number, it is the squared error to that number.
+    Where the parent answers with numbers, it is the squared error to these.
 
     Args:
         tasks: the tasks to train, weighted alike.
         temperature: of both softmaxes; the loss is scaled by its square.
         labels: weight of the loss of true labels; 0 needs none.
-        spreads: of tasks that ask for a number, what counts as an error of one; 1 if
-            not given.
+        spreads: of tasks that ask for numbers, what counts as an error of one; 1 if
+            not given. One that is given makes the task one of numbers.
+        kinds: of some tasks, "classes" (softmax), "numbers" (squared error) or "labels"
+            (a sigmoid each). If not given, an answer whose last axis is one, or with
+            one value per example, is a number, and all else are classes.
         features: weight of the mean `mismatch` of the features.
 
     Returns:
-        `loss(outputs, y)` for `fit`, on data from `teach`.
+        `loss(outputs, y)` for `fit`, on data from `teach`. A label that is negative, or
+        for numbers NaN, is none and costs nothing.
+
+    Raises:
+        DataError: a temperature or a weight out of range; kinds of other tasks; when
+            called, no answers of the parent, or labels that do not fit.
 
     Reference:
         Hinton, Vinyals & Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    each = task_losses(tasks, temperature=temperature, labels=labels, spreads=spreads)
+    each = task_losses(
+        tasks, temperature=temperature, labels=labels, spreads=spreads, kinds=kinds
+    )
 
     def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
         found = each(outputs, y)
@@ -260,51 +297,15 @@ def _taught(key: str, outputs: Mapping[str, Any], y: Mapping[str, Any]) -> Any:
     return outputs[name] if name in outputs else y[name]
 
 
-def _label(task: str, y: Mapping[str, Any]) -> Any:
+def _label(task: str, kind: str, answer: Any, y: Mapping[str, Any]) -> Any:
     if task not in y:
         raise DataError(
             f"there are no labels of {task!r}; pass Split(x, {{{task!r}: ...}}), or "
             "labels=0.0 to learn from the parent alone"
         )
+    check_labels(task, kind, answer, y[task])
     return y[task]
 
 
 def _features_in(outputs: Mapping[str, Any]) -> list[str]:
     return [k for k in outputs if k.startswith(FEATURE)]
-
-
-def is_number(answers: Any) -> bool:
-    """Whether answers are one number per example, or per position (last axis one)."""
-    return answers.ndim == 1 or answers.shape[-1] == 1
-
-
-def divergence(logits: Any, taught: Any, temperature: float) -> Float[Array, ""]:
-    """Kullback-Leibler divergence at a temperature, times its square.
-
-    Args:
-        logits: of the child, classes last.
-        taught: of the parent.
-        temperature: of both.
-
-    Returns:
-        The mean over examples and positions.
-    """
-    teacher = jax.nn.log_softmax(taught / temperature)
-    student = jax.nn.log_softmax(logits / temperature)
-    return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), -1).mean()
-
-
-def spreads_of(data: Split, tasks: Sequence[str]) -> dict[str, float]:
-    """How far the parent's numbers spread over the data.
-
-    Args:
-        data: from `teach`.
-        tasks: the tasks.
-
-    Returns:
-        Of those that ask for a number, the standard deviation (1 for a constant).
-    """
-    names = {t: f"{TEACHER}{t}" for t in tasks}
-    taught = {t: data.y[n] for t, n in names.items() if n in data.y}
-    found = {t: float(np.std(v)) for t, v in taught.items() if is_number(v)}
-    return {task: spread or 1.0 for task, spread in found.items()}

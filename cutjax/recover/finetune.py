@@ -17,15 +17,14 @@ from cutjax.recover.balance import Balance, named_balance
 from cutjax.recover.balanced import BALANCE, balanced
 from cutjax.recover.distill import (
     PARENT,
-    TEACHER,
     answered,
     beside_parent,
     distillation as distillation,
     feature_loss,
-    spreads_of,
     task_losses,
     teach as teach,
 )
+from cutjax.recover.kinds import TEACHER, check_labels, kinds_of, spreads_of
 from cutjax.training.options import batch
 from cutjax.training.parts import made_of, without
 
@@ -84,6 +83,7 @@ def finetune(
     learning_rate: float = 3e-3,
     temperature: float = 2.0,
     labels: float = 0.0,
+    kinds: Mapping[str, str] | None = None,
     features: float = 0.0,
     balance: str | Balance = "uniform",
     parent: tuple[Callable[..., Any], Any] | None = None,
@@ -108,7 +108,15 @@ def finetune(
         batch_size: examples per step.
         learning_rate: the peak of a one-cycle schedule of AdamW.
         temperature: see `distillation`.
-        labels: see `distillation`.
+        labels: see `distillation`: weight of the loss of true labels. One that is
+            negative, or for numbers NaN, is none and costs nothing.
+        kinds: what tasks ask for, `{"boxes": "numbers", "tags": "labels"}`: "classes"
+            (one of several: softmax), "numbers" (squared error, in units of the
+            standard deviation) or "labels" (several at once: a sigmoid each). Of tasks
+            not named, an answer whose last axis is one, or with one value per example,
+            is a number; where the data hold labels of the answer's own shape, those of
+            0 and 1 are labels and other floats numbers, unless every row is a
+            distribution, such as a one-hot one; all else are classes.
         features: weight of the mean mismatch of the features.
         balance: how the tasks are weighed: "uniform", "uncertainty", "gradnorm",
             "famo", or one of `cutjax.recover.balance`.
@@ -129,14 +137,19 @@ def finetune(
     Raises:
         ValueError: a balance with a state, or a parent, beside parameters that are not
             a dict; a balance with a state in another type (`dtype`).
-        DataError: no labels, where these are asked for; `data` that is no split.
+        DataError: no labels, where these are asked for, or some that do not fit; a
+            temperature or a weight out of range; an unknown kind; `data` that is no
+            split.
         KeepError: a task is unknown, or none is chosen.
         MismatchError: `train_apply` does not return outputs and updates, or answers a
             task by several arrays.
     """
     data = as_split(data, "finetune")
     x = batch(batch_size, data, options.get("augment"))
-    tasks = answered(tasks, named(made_of(train_apply, params, x)[0]))
+    outputs = named(made_of(train_apply, params, x)[0])
+    tasks = answered(tasks, outputs)
+    kinds = kinds_of(tasks, outputs, data.y, kinds)
+    plain = kinds_of(tasks, outputs, {})
     update = batch_size * options.get("accumulate", 1)
     steps = max(epochs * (len(data.x) // max(update, 1)), 1)
     numbers = {"temperature": temperature, "labels": labels, "features": features}
@@ -145,11 +158,11 @@ def finetune(
         optimizer = optax.adamw(rate, weight_decay=1e-4)
         numbers |= {"learning_rate": learning_rate, "epochs": epochs}
     wanted = _wanted(data, tasks, bool(features), bool(labels))
-    spreads = spreads_of(data, tasks)
-    if parent is not None and not any(k.startswith(TEACHER) for k in wanted):
-        some = teach(*parent, Split(data.x[:SOME], {}), tasks=tasks)
-        spreads = spreads_of(some, tasks)
-    answers = {"temperature": temperature, "labels": labels, "spreads": spreads}
+    for task in {*wanted} & {*tasks}:
+        check_labels(task, kinds[task], outputs[task], wanted[task])
+    spreads = _spreads(data._replace(y=wanted), tasks, kinds, parent)
+    answers: dict[str, Any] = {"temperature": temperature, "labels": labels}
+    answers |= {"spreads": spreads, "kinds": kinds}
     loss = distillation(tasks, **answers, features=features)
     chosen = named_balance(balance, tuple(spreads))
     added = ()
@@ -165,6 +178,8 @@ def finetune(
             chosen, train_apply, params, each, optimizer, x, tasks=tasks, extra=extra
         )
         added = (*added, BALANCE)
+    told = {task: kind for task, kind in kinds.items() if kind != plain[task]}
+    more = ({"kinds": told} if told else {}) | (options.pop("settings", None) or {})
     trained, info = fit(
         train_apply,
         params,
@@ -176,7 +191,7 @@ def finetune(
         seed=seed,
         evaluate=evaluate and (lambda p: evaluate(_shown(p, added))),
         checkpoint=checkpoint,
-        settings=_settings(tasks, balance, numbers, options.pop("settings", None)),
+        settings=_settings(tasks, balance, numbers, more),
         progress=progress,
         label="finetune",
         **options,
@@ -188,12 +203,12 @@ def _settings(
     tasks: Sequence[str],
     balance: str | Balance,
     numbers: Mapping[str, float],
-    more: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a checkpoint must agree on beside what `fit` itself knows."""
     name = balance if isinstance(balance, str) else "given"
     plain = {key: float(value) for key, value in numbers.items()}
-    return {"tasks": [*tasks], "balance": name, **plain, **(more or {})}
+    return {"tasks": [*tasks], "balance": name, **plain, **more}
 
 
 def _wanted(
@@ -205,6 +220,23 @@ def _wanted(
     if features:
         names += [k for k in data.y if k.startswith(f"{TEACHER}feature:")]
     return {k: data.y[k] for k in names if k in data.y}
+
+
+def _spreads(
+    data: Split,
+    tasks: Sequence[str],
+    kinds: Mapping[str, str],
+    parent: tuple[Callable[..., Any], Any] | None,
+) -> dict[str, float]:
+    """How far the parent's numbers spread, as noted or, over some examples, as asked.
+
+    These lie evenly: the first ones of sorted data would be all alike.
+    """
+    if parent is not None and not any(k.startswith(TEACHER) for k in data.y):
+        n = len(data.x)
+        rows = np.linspace(0, n - 1, min(n, SOME)).astype(int)
+        data = teach(*parent, Split(data.x[rows], {}), tasks=tasks)
+    return spreads_of(data, tasks, kinds)
 
 
 def _shown(params: Any, added: Sequence[str]) -> Any:
