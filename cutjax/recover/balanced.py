@@ -5,7 +5,7 @@ The state travels as a parameter, one vector `balance` beside the others, whose
 state. `fit` sees parameters, outputs, a loss and an optimiser as always.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from cutjax.errors import DataError
 from cutjax.metrics import named
 from cutjax.mirror import named_leaves, path_name
 from cutjax.recover.balance import Balance, Weights
+from cutjax.recover.beside import beside
 from cutjax.recover.distill import Each
 from cutjax.trace import trace
 from cutjax.training.parts import updated, without
@@ -91,11 +92,7 @@ def balanced(
             return total + more, {**found, **weighed, "features": more}
         return total, {**found, **weighed}
 
-    chosen: dict[Hashable, optax.GradientTransformation] = {
-        "model": optimizer,
-        BALANCE: optax.sgd(1.0),
-    }
-    both = optax.partition(chosen, _labels)
+    both = beside(optimizer, (BALANCE,))
     return Balanced(apply, updated(params, {BALANCE: flat}), loss, both)
 
 
@@ -178,10 +175,3 @@ def _falling(vector: Array, after: Array) -> Float[Array, ""]:
     """Zero, with the gradient by which plain descent of rate 1 leads to `after`."""
     change = jax.lax.stop_gradient(vector - after)
     return jnp.sum(change * (vector - jax.lax.stop_gradient(vector)))
-
-
-def _labels(params: Any) -> Any:
-    def label(path: tuple[Any, ...], leaf: Any) -> str:
-        return BALANCE if path[0].key == BALANCE else "model"
-
-    return jax.tree_util.tree_map_with_path(label, params)

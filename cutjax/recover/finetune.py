@@ -15,6 +15,7 @@ from cutjax.given import several
 from cutjax.metrics import named
 from cutjax.recover.balance import Balance, named_balance
 from cutjax.recover.balanced import BALANCE, balanced
+from cutjax.recover.beside import beside
 from cutjax.recover.distill import (
     PARENT,
     answered,
@@ -122,7 +123,8 @@ def finetune(
             "famo", or one of `cutjax.recover.balance`.
         parent: `(apply, params)` of the parent, asked within each step; `data` then
             need not be from `teach`. With `features`, that of `features(...).parent`.
-        optimizer: in place of AdamW; `learning_rate` is then not looked at.
+        optimizer: in place of AdamW; `learning_rate` is then not looked at. It, and an
+            `opt_state` of `optimizer.init(params)`, know of `params` alone.
         seed: order of the examples.
         evaluate: on validation data; the best epoch is returned.
         checkpoint: directory to keep the run in, and to resume it from, with the same
@@ -170,6 +172,7 @@ def finetune(
         _check_dict(params, options, "parent=")
         train_apply, params = beside_parent(train_apply, params, *parent)
         added = (PARENT,)
+        optimizer = beside(optimizer, added)
     if jax.tree.leaves(chosen.init(tasks)):
         _check_dict(params, options, "balance=", dtype=True)
         each = task_losses(tasks, **answers)

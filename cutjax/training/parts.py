@@ -56,18 +56,18 @@ def held_as(like: Any, tree: Any) -> Any:
 
 def updated(params: Any, entries: Mapping[str, Any]) -> Any:
     """Parameters with these top-level entries, in a container of the same type."""
-    held = _entries(params)
+    held = top_level(params)
     new = {k: held_as(held[k], v) if k in held else v for k, v in entries.items()}
     return type(params)({**held, **new})
 
 
 def without(params: Any, names: Collection[str]) -> Any:
     """Parameters without these top-level entries, in a container of the same type."""
-    return type(params)({k: v for k, v in _entries(params).items() if k not in names})
+    return type(params)({k: v for k, v in top_level(params).items() if k not in names})
 
 
-def _entries(params: Any) -> dict[str, Any]:
-    """The top level as it is held: indexing may wrap what it returns."""
+def top_level(params: Any) -> dict[str, Any]:
+    """The top level of parameters as it is held: indexing may wrap what it returns."""
     if isinstance(params, dict):
         return params
     one_level = jax.tree_util.default_registry.flatten_one_level_with_keys(params)
