@@ -129,6 +129,20 @@ def test_famo_prefers_what_falls_least():
         assert np.argmax(shares) == slowest
 
 
+@pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "famo"])
+@pytest.mark.parametrize("tiny", [0.0, 1e-12, 1e-6])
+def test_a_task_that_is_exact_weighs_no_more_than_is_bounded(name, tiny):
+    """It is not to take everything, nor to be given up at the first noise."""
+    losses = np.array([[1.0, 1.0, tiny], *[[1.0, 1.0, 1e-3]] * 20])
+    norms = np.where(losses < 1e-3, np.sqrt(tiny), np.sqrt(losses))
+    got = steps(named_balance(name), losses, norms)
+    assert np.isfinite(got).all()
+    ratio = got[:, 2] / got[:, 0]
+    assert (ratio < 2e3).all() and (ratio > 0.1).all()
+    start = steps(named_balance(name), losses[:1], norms[:1])[0]
+    np.testing.assert_allclose(start[0], start[1], rtol=1e-5)
+
+
 # In training. -----------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from cutjax.given import several
 
 Weights = Float[Array, " t"]
 
+LEAST = 1e-3  # of the tasks' mean: a loss below weighs as if it were so much
+
 
 class Balance(NamedTuple):
     """How the losses of tasks are weighed.
@@ -81,7 +83,8 @@ def uncertainty(
         numbers: the tasks that ask for a number.
         rate: of the gradient descent in s.
         start: begin at the s that is best for the first losses, instead of at 0, from
-            where a short training would not arrive.
+            where a short training would not arrive. A task that is exact then counts as
+            a thousandth of the mean, not as infinitely dear.
 
     Returns:
         The balance.
@@ -99,7 +102,7 @@ def uncertainty(
     def step(state: Uncertainty, losses: Weights, norms: Weights) -> Any:
         s, f, steps = state
         if start:
-            best = jnp.log(jnp.maximum(2 * f * losses, 1e-8))
+            best = jnp.log(_floored(2 * f * losses))
             s = jnp.where(steps == 0, best, s)
         weights = f * jnp.exp(-s)
         return weights, Uncertainty(s - rate * (0.5 - weights * losses), f, steps + 1)
@@ -129,7 +132,8 @@ def gradnorm(
         shared: path of the kernel W that all tasks share; the last one, if not given.
         alpha: how strongly the slower tasks are preferred.
         rate: of the descent.
-        start: begin where all norms are the same, instead of at ones.
+        start: begin where all norms are the same, instead of at ones; those below
+            a ten thousandth of the mean count as a hundredth of it.
 
     Returns:
         The balance.
@@ -144,13 +148,13 @@ def gradnorm(
 
     def step(state: GradNorm, losses: Weights, norms: Weights) -> Any:
         logs, first, steps = state
-        norms = jnp.maximum(norms, 1e-12)
         begins = steps == 0
-        first = jnp.where(begins, losses, first)
+        first = jnp.where(begins, _begun(losses), first)
         if start:
-            logs = _summing_to_count(jnp.where(begins, -jnp.log(norms), logs))
+            alike = -jnp.log(_begun(norms))
+            logs = _summing_to_count(jnp.where(begins, alike, logs))
         weights = jnp.exp(logs)
-        pulled = weights * norms
+        pulled = weights * jnp.maximum(norms, 1e-12)
         pace = losses / jnp.maximum(first, 1e-12)
         relative = pace / jnp.maximum(pace.mean(), 1e-12)
         wrong = pulled / pulled.mean() - relative**alpha
@@ -162,6 +166,18 @@ def gradnorm(
         )
 
     return Balance(init, step, shared)
+
+
+def _floored(values: Weights) -> Weights:
+    """Values of at least a share of their mean."""
+    return jnp.maximum(values, jnp.maximum(LEAST * values.mean(), 1e-12))
+
+
+def _begun(values: Weights) -> Weights:
+    """The same where weights move slowly: what is exact begins nearer to the others."""
+    mean = values.mean()
+    begun = jnp.where(values <= 0.1 * LEAST * mean, 10 * LEAST * mean, values)
+    return jnp.maximum(begun, 1e-12)
 
 
 def _summing_to_count(logs: Weights) -> Weights:
@@ -200,7 +216,7 @@ def famo(*, rate: float = 0.5, decay: float = 1e-3) -> Balance:
 
     def step(state: Famo, losses: Weights, norms: Weights) -> Any:
         xi, last, steps = state
-        losses = jnp.maximum(losses, 1e-8)
+        losses = _floored(losses)
         now = jnp.log(losses)
         fell = jnp.where(steps == 0, 0.0, last - now)
         z = jax.nn.softmax(xi)
