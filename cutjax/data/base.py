@@ -102,16 +102,27 @@ def as_split(data: Any, what: str) -> Split:
         what: the function that takes it, for the error.
 
     Raises:
-        DataError: something else.
+        DataError: something else, or inputs that are no one array.
     """
     if hasattr(data, "x") and hasattr(data, "y"):
+        _check_inputs(data.x, what)
         return data
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Mapping):
+        _check_inputs(data[0], what)
         return Split(data[0], dict(data[1]))
     raise DataError(
         f"{what} takes a cutjax.data.Split, not a {type(data).__name__}: "
         "cutjax.data.Split(x, {task: labels}); without labels Split(x, {})"
     )
+
+
+def _check_inputs(x: Any, what: str) -> None:
+    if not hasattr(x, "shape"):
+        raise DataError(
+            f"{what}: x is a {type(x).__name__}, but examples are rows of one array; "
+            "join several inputs, Split(np.concatenate([a, b], -1), y), and take them "
+            "apart in the function: lambda p, x: apply(p, x[..., :n], x[..., n:])"
+        )
 
 
 def check_split(split: Split, name: str = "split") -> int:
@@ -125,8 +136,10 @@ def check_split(split: Split, name: str = "split") -> int:
         How many examples the split holds.
 
     Raises:
-        ValueError: no examples, no tasks, or a task with another number of rows.
+        ValueError: no examples, no tasks, a task with another number of rows, or
+            inputs that are no one array.
     """
+    _check_inputs(split.x, name)
     n = len(split.x)
     if n == 0:
         raise ValueError(f"{name} is empty: it holds 0 examples")
