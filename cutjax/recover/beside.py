@@ -34,7 +34,7 @@ def beside(
         >>> params = {"w": jnp.ones(()), "more": jnp.ones(())}
         >>> change, _ = tx.update(params, tx.init(params), params)
         >>> {name: float(v) for name, v in change.items()}
-        {'more': -1.0, 'w': -0.5}
+        {'w': -0.5, 'more': -1.0}
     """
     told = optax.with_extra_args_support(optimizer)
     own = partial(without, names=names)
