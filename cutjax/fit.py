@@ -87,11 +87,13 @@ def fit(
             equals the latest, as validation is often too coarse to tell.
         patience: stop after so many epochs in a row that were not better than before.
         accumulate: steps per update, by their mean gradient: what `batch_size` times as
-            many examples would do, in the memory of one batch.
+            many examples would do, in the memory of one batch and of that gradient, in
+            float32 where that is wider.
         dtype: compute in this type, `jnp.bfloat16`; parameters, optimiser, state and
             loss keep theirs.
         ema: decay per update of an average of the parameters and the state. It is
-            evaluated and returned in their place; debiased, so it starts at no zeros.
+            evaluated and returned in their place, in their type but kept in float32
+            where that is wider; debiased, so it starts at no zeros.
             Under masks that change it still holds what an earlier mask let through.
         scan: steps per compiled call. More than one pays where a step is short; on CPU
             never with convolutions.
@@ -193,7 +195,7 @@ def last_state(
 
     Returns:
         The parameters, the optimiser's state and, where the run had them, the average
-        and the gradients gathered.
+        and the gradients gathered, both of 32 bits at least.
 
     Raises:
         CheckpointError: there is none, or none that is whole.

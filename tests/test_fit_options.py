@@ -10,7 +10,7 @@ import pytest
 from fit_compiles import compiled
 
 from cutjax.data import Split
-from cutjax.fit import fit
+from cutjax.fit import fit, last_state
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 1, 1, 3)).astype(np.float32)
@@ -114,6 +114,38 @@ def test_state_is_averaged_and_whole_numbers_are_not():
     got, _ = train(counting, start, batch_size=50, epochs=1, ema=0.5)
     assert got["n"] == 2
     assert got["seen"] == pytest.approx((0.5 * 1 + 2) / 1.5)
+
+
+def test_averages_of_narrow_parameters_do_not_stand_still(tmp_path):
+    """Parameter and state are 1 to 200, exact in bfloat16; their average is not."""
+
+    def counting(p, x):
+        return -p["w"] * jnp.ones(len(x)), {"seen": p["seen"] + 1}
+
+    zero = jnp.zeros((), jnp.bfloat16)
+    start, sgd = {"w": zero, "seen": zero}, optax.sgd(1.0)
+    got, _ = train(
+        counting, start, lambda out, y: (out.mean(), {}), optimizer=sgd, ema=0.99,
+        batch_size=1, checkpoint=tmp_path,
+    )  # fmt: skip
+    weights = 0.99 ** np.arange(200)[::-1]
+    want = weights @ np.arange(1, 201) / weights.sum()
+    kept = last_state(tmp_path, start, sgd).average
+    for name in start:
+        assert got[name].dtype == jnp.bfloat16 and kept[name].dtype == jnp.float32
+        assert abs(float(got[name]) - want) <= 0.5  # one rounding
+        assert kept[name] == pytest.approx(want, rel=1e-5)
+
+
+def test_parts_of_narrow_gradients_are_added_up_in_full():
+    x = 1 + RNG.integers(8, size=(96, 1)).astype(np.float32) / 8
+    start = {"w": jnp.zeros((), jnp.bfloat16)}
+    got, _ = train(
+        lambda p, x: (p["w"].astype(jnp.float32) * x, None), start, data=Split(x, {"y": x}),
+        loss=lambda out, y: (out.mean(), {}), optimizer=optax.sgd(1.0, momentum=0.9),
+        batch_size=1, accumulate=96, epochs=1,
+    )  # fmt: skip
+    assert got["w"] == -jnp.asarray(x.astype(np.float64).mean(), jnp.bfloat16)
 
 
 def test_precision_is_low_within_and_full_outside():

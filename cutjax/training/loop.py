@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from cutjax.training import options as opt, record as rec
+from cutjax.training.parts import of_type
 from cutjax.training.step import Moving
 
 Evaluate = Callable[[Any], Mapping[str, float]]
@@ -192,7 +193,9 @@ def _score(evaluate: Evaluate | None, params: Any, epoch: int) -> dict[str, Any]
 
 
 def _shown(moving: Moving) -> Any:
-    return moving.params if moving.average is None else moving.average
+    if moving.average is None:
+        return moving.params
+    return of_type(moving.average, moving.params)
 
 
 def _judge(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from cutjax._jit import jit
 from cutjax.training.mesh import Layout
-from cutjax.training.parts import TrainApply, divide, join, updated
+from cutjax.training.parts import TrainApply, divide, join, of_type, updated, wide
 
 Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
 Augment = Callable[[Any, Array], Array]
@@ -24,6 +24,7 @@ class Moving(NamedTuple):
         params: as the last step left them.
         opt_state: of the optimiser.
         average: of the parameters after each update, debiased; the start before any.
+            Of 32 bits at least, like `gathered`, whatever the parameters are.
         updates: how many are in the average.
         gathered: the mean gradient of the parts since the last update.
         parts: how many these are.
@@ -61,11 +62,10 @@ def begin(
     moving = Moving(params, optimizer.init(free))
     zero = jnp.zeros((), jnp.int32)
     if ema is not None:
-        moving = moving._replace(average=params, updates=zero)
+        moving = moving._replace(average=jax.tree.map(wide, params), updates=zero)
     if accumulate > 1:
-        moving = moving._replace(
-            gathered=jax.tree.map(jnp.zeros_like, free), parts=zero
-        )
+        gathered = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), free)
+        moving = moving._replace(gathered=gathered, parts=zero)
     # What is weakly typed would compile the step a second time.
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), moving)
 
@@ -201,11 +201,14 @@ def _descend(
         free = optax.apply_updates(free, change)
         return moving._replace(opt_state=opt_state), free, True
     seen = jnp.asarray(moving.parts) + 1
-    mean = jax.tree.map(lambda m, g: m + (g - m) / seen, moving.gathered, slope)
+    mean = jax.tree.map(
+        lambda m, g: m + (g.astype(m.dtype) - m) / seen, moving.gathered, slope
+    )
 
     def land() -> Any:
-        given = mean, moving.opt_state, free
-        change, opt_state = told.update(*given, **extra, grad=mean)
+        whole = of_type(mean, slope)
+        given = whole, moving.opt_state, free
+        change, opt_state = told.update(*given, **extra, grad=whole)
         zeros = jax.tree.map(jnp.zeros_like, mean)
         return optax.apply_updates(free, change), opt_state, zeros
 
@@ -234,7 +237,7 @@ def _averaged(moving: Moving, landed: Bool[Array, ""] | bool, decay: float) -> M
     def mix(mean: Array, leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return (mean + weight * (leaf - mean)).astype(mean.dtype)
+        return (mean + weight * (leaf.astype(mean.dtype) - mean)).astype(mean.dtype)
 
     average = jax.tree.map(mix, moving.average, moving.params)
     return moving._replace(average=average, updates=updates)
