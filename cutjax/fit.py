@@ -125,7 +125,7 @@ def fit(
         ValueError: no data, options that do not fit it or each other, updates that do
             not belong to `params`, a checkpoint of another run.
         CheckpointError: no checkpoint of this run is whole, or none can be kept.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or an update made parameters so.
 
     Example:
         >>> import numpy as np

@@ -141,7 +141,8 @@ def test_parts_of_narrow_gradients_are_added_up_in_full():
     x = 1 + RNG.integers(8, size=(96, 1)).astype(np.float32) / 8
     start = {"w": jnp.zeros((), jnp.bfloat16)}
     got, _ = train(
-        lambda p, x: (p["w"].astype(jnp.float32) * x, None), start, data=Split(x, {"y": x}),
+        lambda p, x: (p["w"].astype(jnp.float32) * x, None), start,
+        data=Split(x, {"y": x}),
         loss=lambda out, y: (out.mean(), {}), optimizer=optax.sgd(1.0, momentum=0.9),
         batch_size=1, accumulate=96, epochs=1,
     )  # fmt: skip
@@ -329,6 +330,43 @@ def test_a_loss_that_is_not_finite_names_its_step(scan):
     place = f"step {step} of epoch 1" if step <= 12 else "step 7 of epoch 2"
     with pytest.raises(FloatingPointError, match=place):
         train(data=Split(X, {"y": y}), scan=scan, accumulate=2)
+
+
+def infinite_slope(p, x):
+    """The square root of 0: a number, but its slope is none."""
+    return jnp.sqrt(p["w"]) * jnp.ones(len(x)), None
+
+
+def nothing(out, y):
+    return 0 * out.mean(), {}
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"accumulate": 2}], ids=str)
+def test_what_the_last_update_breaks_is_not_returned_and_not_kept(tmp_path, options):
+    start = {"w": jnp.zeros(()), "mask": jnp.array([0.0, -jnp.inf])}
+    sgd, size = optax.sgd(1.0), 50 // options.get("accumulate", 1)
+    # Half the examples per epoch are one update: no later loss sees what it does.
+    one = {"optimizer": sgd, "batch_size": size, "data": Split(X[:50], {"y": Y[:50]})}
+    with pytest.raises(
+        FloatingPointError, match="'w' holds NaN or infinity after step"
+    ):
+        train(infinite_slope, start, nothing, **one, **options, checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
+    # What was infinite from the start is no one's fault.
+    got, _ = train(lambda p, x: (p["w"] * x, None), start, nothing, **one)
+    assert got["mask"][1] == -jnp.inf and got["w"] == 0
+
+
+def test_what_a_step_breaks_is_not_kept_within_an_epoch(tmp_path):
+    def loss(out, y):
+        return jnp.where(jnp.isnan(out), 0.0, 0 * out).mean(), {}
+
+    with pytest.raises(FloatingPointError, match="after step 3 of epoch 1"):
+        train(
+            infinite_slope, {"w": jnp.zeros(())}, loss, optimizer=optax.sgd(1.0),
+            checkpoint=tmp_path, save_every=3,
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_may_be_called_like_what_a_record_holds(tmp_path):

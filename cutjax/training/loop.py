@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from cutjax.training import options as opt, record as rec
+from cutjax.training.finite import check_finite
 from cutjax.training.parts import of_type
 from cutjax.training.step import Moving
 
@@ -80,7 +81,9 @@ def train(
     while place.epoch <= run.options.epochs and not _weary(info, run.options.patience):
         state, place = _epoch(run, state, info, place, bar)
         began = time.perf_counter()
-        score = _score(run.evaluate, _shown(state.moving), place.epoch)
+        shown = _shown(state.moving)
+        check_finite(shown, state.best, place)
+        score = _score(run.evaluate, shown, place.epoch)
         seconds = place.seconds + time.perf_counter() - began
         # A task may be called like one of these: theirs come last.
         ours = {"epoch": place.epoch, **score, "seconds": seconds}
@@ -134,6 +137,7 @@ def _epoch(
         if log:
             place = _logged(run, place)
         if save and run.keep is not None:
+            check_finite(_shown(state.moving), state.best, place)
             run.keep(place, state, info)
             since, saved = stop, time.perf_counter()
     return state, place
