@@ -123,7 +123,8 @@ def fit(
 
     Raises:
         ValueError: no data, options that do not fit it or each other, updates that do
-            not belong to `params`, a checkpoint of another run.
+            not belong to `params`, a loss or an `evaluate` that returns something else,
+            a checkpoint of another run.
         CheckpointError: no checkpoint of this run is whole, or none can be kept.
         FloatingPointError: the loss is not finite, or an update made parameters so.
 
@@ -150,11 +151,12 @@ def fit(
         save_every=save_every,
         log_every=log_every,
     )
+    options = opt.plain(options)
     given = {"evaluate": evaluate, "checkpoint": checkpoint, "metrics": metrics}
     steps = opt.check(options, data, given)
-    where = mesh.layout(sharding, batch_size)
+    where = mesh.layout(sharding, options.batch_size)
     params = jax.tree.map(jnp.asarray, params)
-    x = opt.batch(batch_size, data, augment)
+    x = opt.batch(options.batch_size, data, augment)
     names = parts.state_names(train_apply, params, x)
     state = _begun(params, optimizer, names, options, opt_state)
     if where is not None:
@@ -176,7 +178,7 @@ def fit(
         rec.open_lines(metrics, loop.done(place, steps), resumed=info is not None)
     if info is None:
         info = loop.first(job, state.best)
-    left = max(steps * epochs - loop.done(place, steps), 0)
+    left = max(steps * options.epochs - loop.done(place, steps), 0)
     with tqdm(total=left, desc=label or "fit", disable=not (progress and left)) as bar:
         return loop.train(job, state, info, place, bar)
 

@@ -187,13 +187,22 @@ def first(run: Run, params: Any) -> FitInfo:
 def _score(evaluate: Evaluate | None, params: Any, epoch: int) -> dict[str, Any]:
     if evaluate is None:
         return {}
-    values = {name: float(v) for name, v in evaluate(params).items()}
+    found = evaluate(params)
+    values = _numbers(found)
     if not values or not all(map(math.isfinite, values.values())):
         raise ValueError(
-            f"fit: evaluate returned {values} at epoch {epoch}; expected finite "
-            "numbers by name, higher is better"
+            f"fit: evaluate returned {values or found} at epoch {epoch}; expected "
+            'finite numbers by name, higher is better, such as {"accuracy": 0.9}'
         )
     return {"validation": values, "mean": sum(values.values()) / len(values)}
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    """What `evaluate` returned, in Python's floats; empty if that cannot be."""
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _shown(moving: Moving) -> Any:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-
 ADVICE = (
     "lower the learning rate, clip gradients (optax.clip_by_global_norm) or look for "
     "NaN in the data"

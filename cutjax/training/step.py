@@ -1,7 +1,7 @@
 """One training step: gradient, accumulation, update, average; or several in a scan."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from cutjax._jit import jit
+from cutjax.errors import MismatchError
 from cutjax.training.mesh import Layout
 from cutjax.training.parts import TrainApply, divide, join, of_type, updated, wide
 
@@ -128,7 +129,7 @@ def make_step(
 
     def objective(free: Any, fixed: Any, x: Array, y: dict[str, Array]) -> Any:
         outputs, updates = train_apply(join(free, fixed), x)
-        value, metrics = loss(outputs, y)
+        value, metrics = _answered(loss(outputs, y))
         return value, (dict(updates or {}), metrics)
 
     def step(
@@ -180,6 +181,25 @@ def compiled(step: Callable[..., Any], scan: int) -> Callable[..., Any]:
         return jax.lax.scan(lambda now, part: step(now, part, x, y), moving, parts)
 
     return jit(several if scan > 1 else step)
+
+
+def _answered(made: Any) -> tuple[Array, Mapping[str, Any]]:
+    """The value and the metrics of a loss, once they are known to be that."""
+    pair = tuple(made) if isinstance(made, tuple | list) else ()
+    if len(pair) == 2 and isinstance(pair[1], Mapping):
+        value, metrics = pair
+        shapes = jnp.shape(value), {name: jnp.shape(v) for name, v in metrics.items()}
+        if not any([shapes[0], *shapes[1].values()]):
+            return value, metrics
+        found = f"arrays of shapes {shapes}"
+    elif isinstance(made, jax.Array):
+        found = f"one array of shape {list(made.shape)}"
+    else:
+        found = f"{[type(part).__name__ for part in pair] or type(made).__name__}"
+    raise MismatchError(
+        f"fit: loss returned {found}, expected (scalar, {{name: scalar}}); return "
+        "(value, {}) where there is no metric, and the mean of values per example"
+    )
 
 
 def _descend(
