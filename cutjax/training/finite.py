@@ -30,8 +30,9 @@ def check_finite(params: Any, before: Any, place: Place) -> None:
     made = [name for name in broken if name not in _broken(before)] if broken else []
     if made:
         raise FloatingPointError(
-            f"fit: {made[0] or 'params'!r} holds NaN or infinity after step {place.step} of epoch "
-            f"{place.epoch}, though the loss before that update was finite; {ADVICE}"
+            f"fit: {made[0] or 'params'!r} holds NaN or infinity after step "
+            f"{place.step} of epoch {place.epoch}, though the loss before that update "
+            f"was finite; {ADVICE}"
         )
 
 
