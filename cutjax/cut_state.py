@@ -6,6 +6,7 @@ model). These are found by that structure and cut; what is left, counts and sche
 and keys, stays as it is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -203,14 +204,15 @@ def _has_paths(part: Part, template: Template) -> bool:
 def _leading(part: Part, template: Template) -> Shape | None:
     """The axes that all arrays have before their parameters'; None where they differ.
 
-    A number kept per parameter fits in with any.
+    A number kept per parameter fits in with any; so does one in an axis of its own,
+    which Adafactor has in place of what it does not factor.
     """
     found = set()
     for name, shape in part.shapes().items():
         want = template.shapes[name]
         cutoff = len(shape) - len(want)
         fits = cutoff >= 0 and shape[cutoff:] == want
-        if shape != ():
+        if math.prod(shape) != 1:
             found.add(shape[:cutoff] if fits else None)
     return found.pop() if len(found) == 1 else None if found else ()
 
@@ -221,10 +223,11 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
         _check_shapes(part, template, work)
 
     def narrow(path: tuple[Any, ...], leaf: Any) -> Any:
-        if isinstance(leaf, Hole) or leading is None or not getattr(leaf, "ndim", 0):
+        full = top + path_name(path)
+        shape, first = getattr(leaf, "shape", ()), len(leading or ())
+        if isinstance(leaf, Hole) or shape[first:] != work.graph.shapes[full].shape:
             return leaf
-        axes = work.graph.axes[top + path_name(path)]
-        return narrowed(leaf, axes, work.keep, first=len(leading))
+        return narrowed(leaf, work.graph.axes[full], work.keep, first=first)
 
     def gone(name: str, _: Any) -> bool:
         full = _under(top.rstrip("/"), name)
@@ -241,7 +244,7 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
 def _check_shapes(part: Part, template: Template, work: Work) -> None:
     for name, shape in part.shapes().items():
         full, want = template.top + name, template.shapes[name]
-        if shape not in ((), want) and work.loses(full):
+        if math.prod(shape) != 1 and shape != want and work.loses(full):
             raise MismatchError(
                 f"{_under(part.name, name)!r} is {list(shape)}, but the parameter "
                 f"{full!r} that it goes with is {list(want)}: such a leaf cannot be "

@@ -255,6 +255,28 @@ def test_what_ends_alike_by_chance_is_left_alone():
         ]
 
 
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_adafactor_that_factors_nothing_is_cut(momentum):
+    """In place of the factors are vectors of one number each."""
+    tx = optax.adafactor(1e-2, momentum=momentum)
+    graph, keep = cj.trace(flat, FLAT, X), {"a:1": np.arange(8) < 3}
+    _, state = tx.update(FLAT, tx.init(FLAT), FLAT)
+    small = cj.cut_params(FLAT, graph, keep)
+    want = tx.update(small, tx.init(small), small)[1]
+    got = cut_state(state, graph, keep)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.shape == b.shape
+    assert np.array_equal(got[0].v["a"], state[0].v["a"][:, :3])
+
+
+def test_what_fits_is_cut_beside_what_does_not():
+    """A leaf of another shape, of a parameter that loses nothing, spoils no other."""
+    params, keep = {**FLAT, "c": draw(2)}, {"a:1": np.arange(8) < 3}
+    graph = cj.trace(lambda p, x: flat(p, x)["age"] + p["c"], params, X)
+    got = cut_state({"avg": {**params, "c": draw(5)}}, graph, keep)["avg"]
+    assert np.array_equal(got["a"], FLAT["a"][:, :3]) and got["c"].shape == (5,)
+
+
 def test_nothing_lost_is_the_same_arrays():
     _, params, graph, _ = case("linen")
     state = optax.adafactor(1e-3, min_dim_size_to_factor=1).init(params)
