@@ -246,3 +246,22 @@ def test_a_compact_model_is_adapted_by_its_own_graph():
     np.testing.assert_allclose(
         apply(fold(small, after), x), adapted(after, x), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "left"),
+    [(None, {"scale"}), (("var",), {"mean", "scale"}), ((), {"mean", "var", "scale"})],
+)
+def test_statistics_beside_what_is_trained_get_no_shift(state, left):
+    """As NNX has them: in one layer with scale and bias."""
+
+    def net(p, x):
+        bn = p["l"]["bn"]
+        return (x @ p["w"] - bn["mean"]) * bn["scale"] * bn["var"] @ p["o"]
+
+    bn = {name: jnp.ones(4) for name in ("mean", "var", "scale")}
+    p = {"w": jnp.ones((3, 4)), "l": {"bn": bn}, "o": jnp.ones((4, 2))}
+    x = jnp.ones((2, 3))
+    given = {} if state is None else {"state": state}
+    _, extra = adapters(net, p, cj.trace(net, p, x), x, kind="scale", **given)
+    assert set(extra["open"]) == {"w", "o"} | {f"l/bn/{name}" for name in left}
