@@ -20,7 +20,7 @@ from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
-from cutjax.readers import is_linear, kernel_matrix
+from cutjax.readers import is_conv, is_linear, kernel_matrix
 from cutjax.resize import Kept, Reader, Run
 from cutjax.shrink import check_params, rewrite
 
@@ -214,7 +214,7 @@ def made_axes(
         found: dict[str, Array] = {}
 
         def hook(kept: Kept, reader: Reader, run: Run, args: list[Any]) -> list[Any]:
-            if is_linear(reader):
+            if is_linear(reader) or _grouped(reader):
                 at = 1 - reader.site.at
                 m = kernel_matrix(reader, args[at])
                 by = jnp.stack([jnp.any(m != m[:, :, :1]), jnp.any(m != m[:1, :1])])
@@ -238,6 +238,19 @@ def made_axes(
         if not (columns & rows).any():
             out[path] = tuple(np.flatnonzero(columns).tolist())
     return out
+
+
+def _grouped(reader: Reader) -> bool:
+    """Whether a parameter is the kernel of a convolution in groups of channels.
+
+    It is one matrix all the same: from what a group reads to what all groups make.
+    """
+    if not is_conv(reader) or reader.site.at != 0 or len(reader.ins) != 2:
+        return False
+    data, kernel = reader.ins
+    plain = not reader.site.looped and reader.site.summed is None and data.data
+    one = kernel.param is not None and not kernel.data
+    return bool(plain and one and reader.eqn.params["batch_group_count"] == 1)
 
 
 def _check_kind(kind: str, rank: int) -> None:
