@@ -6,6 +6,7 @@ model). These are found by that structure and cut; what is left, counts and sche
 and keys, stays as it is.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,6 +59,13 @@ class Hole:
     value: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Several:
+    """Stands, as a leaf, for the arrays that SM3 and others keep of one parameter."""
+
+    value: Any
+
+
 class Part(NamedTuple):
     """A node of the state: its path, itself with holes as leaves, these by path."""
 
@@ -86,8 +94,9 @@ def cut_state(
     shapes of the parameters, or of one of their collections, is cut as `cut` cuts
     parameters, whatever it stands in: chains, `optax.masked`, `multi_transform`,
     `MultiSteps`, injected hyperparameters, a Flax `TrainState`. A subtree may leave
-    parameters out (None, `optax.MaskedNode`), and hold several of each along leading
-    axes, as L-BFGS does. All else is left alone.
+    parameters out (None, `optax.MaskedNode`), and hold several of each: along leading
+    axes, as L-BFGS does, or in a node below its path, of its shape or, as SM3 does, in
+    a list of one vector per axis. All else is left alone.
 
     Args:
         state: any pytree.
@@ -143,8 +152,13 @@ def _walk(name: str, node: Any, work: Work) -> tuple[Any, bool]:
     if jax.tree_util.treedef_is_leaf(tree):
         _check_vector(part, work)
         return node, False
+    bundle = _bundle(part, work)
+    if bundle is not None and all(map(_by_axis, *_bundled(*bundle))):
+        return _cut(*bundle, work), True
     inner = [_walk(_under(name, path_name(path)), leaf, work) for path, leaf in found]
     hit = any(mirrors for _, mirrors in inner)
+    if not hit and bundle is not None:
+        return _cut(*bundle, work), True
     if not hit:
         _check_near(part, work)
     return jax.tree.unflatten(tree, [leaf for leaf, _ in inner]), hit
@@ -179,6 +193,44 @@ def _called(part: Part, template: Template) -> bool:
     return bool(template.top) and f"/{part.name}/".endswith(f"/{template.top}")
 
 
+def _bundle(part: Part, work: Work) -> tuple[Part, Template] | None:
+    """A node that has nodes where a template has arrays, these as leaves."""
+    fits = []
+    for template in work.templates:
+        known = template.shapes
+
+        def here(path: Any, inner: Any, known: dict[str, Shape] = known) -> bool:
+            whole = jax.tree.leaves(inner)
+            return path_name(path) in known and not (whole and whole[0] is inner)
+
+        filled = jax.tree_util.tree_map_with_path(
+            lambda path, v, here=here: Several(v) if here(path, v) else v,
+            part.filled,
+            is_leaf=here,
+            is_leaf_takes_path=True,
+        )
+        bundle = Part(part.name, filled, named_leaves(filled))
+        held = any(isinstance(leaf, Several) for leaf in bundle.leaves.values())
+        if held and _has_paths(bundle, template) and _firm(bundle, template):
+            fits.append((bundle, template))
+    fits = [fit for fit in fits if _called(*fit)] or fits
+    for _, other in fits[1:]:
+        _check_alike(fits[0][0], fits[0][1], other, work)
+    return fits[0] if fits else None
+
+
+def _bundled(part: Part, template: Template) -> tuple[list[Any], list[Shape]]:
+    """What stands for several arrays, and the shapes of their parameters."""
+    found = {k: v.value for k, v in part.leaves.items() if isinstance(v, Several)}
+    return [*found.values()], [template.shapes[name] for name in found]
+
+
+def _by_axis(value: Any, want: Shape) -> bool:
+    """Whether these arrays are one per axis of a parameter, in order."""
+    shapes = {k: getattr(v, "shape", None) for k, v in named_leaves(value).items()}
+    return shapes == {str(axis): (size,) for axis, size in enumerate(want)}
+
+
 def _firm(part: Part, template: Template) -> bool:
     """One array of a short path may be called like a parameter by chance."""
     if not template.top or len(template.shapes) > 1:
@@ -203,14 +255,15 @@ def _has_paths(part: Part, template: Template) -> bool:
 def _leading(part: Part, template: Template) -> Shape | None:
     """The axes that all arrays have before their parameters'; None where they differ.
 
-    A number kept per parameter fits in with any.
+    A number kept per parameter fits in with any; so does one in an axis of its own,
+    which Adafactor has in place of what it does not factor.
     """
     found = set()
     for name, shape in part.shapes().items():
         want = template.shapes[name]
         cutoff = len(shape) - len(want)
         fits = cutoff >= 0 and shape[cutoff:] == want
-        if shape != ():
+        if math.prod(shape) != 1:
             found.add(shape[:cutoff] if fits else None)
     return found.pop() if len(found) == 1 else None if found else ()
 
@@ -221,10 +274,13 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
         _check_shapes(part, template, work)
 
     def narrow(path: tuple[Any, ...], leaf: Any) -> Any:
-        if isinstance(leaf, Hole) or leading is None or not getattr(leaf, "ndim", 0):
+        full = top + path_name(path)
+        if isinstance(leaf, Several):
+            return _each_cut(leaf, _under(part.name, path_name(path)), full, work)
+        shape, first = getattr(leaf, "shape", ()), len(leading or ())
+        if isinstance(leaf, Hole) or shape[first:] != work.graph.shapes[full].shape:
             return leaf
-        axes = work.graph.axes[top + path_name(path)]
-        return narrowed(leaf, axes, work.keep, first=len(leading))
+        return narrowed(leaf, work.graph.axes[full], work.keep, first=first)
 
     def gone(name: str, _: Any) -> bool:
         full = _under(top.rstrip("/"), name)
@@ -233,20 +289,43 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
 
     small = jax.tree_util.tree_map_with_path(narrow, part.filled)
     return jax.tree.map(
-        lambda leaf: leaf.value if isinstance(leaf, Hole) else leaf,
+        lambda leaf: leaf.value if isinstance(leaf, Hole | Several) else leaf,
         pruned(small, gone),
     )
 
 
+def _each_cut(held: Several, name: str, full: str, work: Work) -> Several:
+    """Arrays of one parameter: each like it or, one per axis, along its own."""
+    axes, want = work.graph.axes[full], tuple(work.graph.shapes[full].shape)
+    by_axis = _by_axis(held.value, want)
+
+    def narrow(path: tuple[Any, ...], leaf: Any) -> Any:
+        if isinstance(leaf, Hole):
+            return leaf.value
+        if full in work.absent:
+            return leaf
+        if by_axis:
+            return narrowed(leaf, (axes[int(path_name(path))],), work.keep)
+        shape = tuple(getattr(leaf, "shape", ()))
+        _check_shape(_under(name, path_name(path)), shape, full, work)
+        return narrowed(leaf, axes, work.keep) if shape == want else leaf
+
+    return Several(jax.tree_util.tree_map_with_path(narrow, held.value))
+
+
 def _check_shapes(part: Part, template: Template, work: Work) -> None:
     for name, shape in part.shapes().items():
-        full, want = template.top + name, template.shapes[name]
-        if shape not in ((), want) and work.loses(full):
-            raise MismatchError(
-                f"{_under(part.name, name)!r} is {list(shape)}, but the parameter "
-                f"{full!r} that it goes with is {list(want)}: such a leaf cannot be "
-                "cut along; make it again from the cut parameters (`optimizer.init`)"
-            )
+        _check_shape(_under(part.name, name), shape, template.top + name, work)
+
+
+def _check_shape(name: str, shape: Shape, full: str, work: Work) -> None:
+    want = tuple(work.graph.shapes[full].shape)
+    if math.prod(shape) != 1 and shape != want and work.loses(full):
+        raise MismatchError(
+            f"{name!r} is {list(shape)}, but the parameter {full!r} that it goes with "
+            f"is {list(want)}: such a leaf cannot be cut along; make it again from the "
+            "cut parameters (`optimizer.init`)"
+        )
 
 
 def _check_alike(part: Part, one: Template, other: Template, work: Work) -> None:

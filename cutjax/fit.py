@@ -87,11 +87,13 @@ def fit(
             equals the latest, as validation is often too coarse to tell.
         patience: stop after so many epochs in a row that were not better than before.
         accumulate: steps per update, by their mean gradient: what `batch_size` times as
-            many examples would do, in the memory of one batch.
+            many examples would do, in the memory of one batch and of that gradient, in
+            float32 where that is wider.
         dtype: compute in this type, `jnp.bfloat16`; parameters, optimiser, state and
             loss keep theirs.
         ema: decay per update of an average of the parameters and the state. It is
-            evaluated and returned in their place; debiased, so it starts at no zeros.
+            evaluated and returned in their place, in their type but kept in float32
+            where that is wider; debiased, so it starts at no zeros.
             Under masks that change it still holds what an earlier mask let through.
         scan: steps per compiled call. More than one pays where a step is short; on CPU
             never with convolutions.
@@ -121,9 +123,10 @@ def fit(
 
     Raises:
         ValueError: no data, options that do not fit it or each other, updates that do
-            not belong to `params`, a checkpoint of another run.
+            not belong to `params`, a loss or an `evaluate` that returns something else,
+            a checkpoint of another run.
         CheckpointError: no checkpoint of this run is whole, or none can be kept.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or an update made parameters so.
 
     Example:
         >>> import numpy as np
@@ -148,11 +151,12 @@ def fit(
         save_every=save_every,
         log_every=log_every,
     )
+    options = opt.plain(options)
     given = {"evaluate": evaluate, "checkpoint": checkpoint, "metrics": metrics}
     steps = opt.check(options, data, given)
-    where = mesh.layout(sharding, batch_size)
+    where = mesh.layout(sharding, options.batch_size)
     params = jax.tree.map(jnp.asarray, params)
-    x = opt.batch(batch_size, data, augment)
+    x = opt.batch(options.batch_size, data, augment)
     names = parts.state_names(train_apply, params, x)
     state = _begun(params, optimizer, names, options, opt_state)
     if where is not None:
@@ -174,7 +178,7 @@ def fit(
         rec.open_lines(metrics, loop.done(place, steps), resumed=info is not None)
     if info is None:
         info = loop.first(job, state.best)
-    left = max(steps * epochs - loop.done(place, steps), 0)
+    left = max(steps * options.epochs - loop.done(place, steps), 0)
     with tqdm(total=left, desc=label or "fit", disable=not (progress and left)) as bar:
         return loop.train(job, state, info, place, bar)
 
@@ -193,7 +197,7 @@ def last_state(
 
     Returns:
         The parameters, the optimiser's state and, where the run had them, the average
-        and the gradients gathered.
+        and the gradients gathered, both of 32 bits at least.
 
     Raises:
         CheckpointError: there is none, or none that is whole.

@@ -246,3 +246,40 @@ def test_a_compact_model_is_adapted_by_its_own_graph():
     np.testing.assert_allclose(
         apply(fold(small, after), x), adapted(after, x), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "left"),
+    [(None, {"scale"}), (("var",), {"mean", "scale"}), ((), {"mean", "var", "scale"})],
+)
+def test_statistics_beside_what_is_trained_get_no_shift(state, left):
+    """As NNX has them: in one layer with scale and bias."""
+
+    def net(p, x):
+        bn = p["l"]["bn"]
+        return (x @ p["w"] - bn["mean"]) * bn["scale"] * bn["var"] @ p["o"]
+
+    bn = {name: jnp.ones(4) for name in ("mean", "var", "scale")}
+    p = {"w": jnp.ones((3, 4)), "l": {"bn": bn}, "o": jnp.ones((4, 2))}
+    x = jnp.ones((2, 3))
+    given = {} if state is None else {"state": state}
+    _, extra = adapters(net, p, cj.trace(net, p, x), x, kind="scale", **given)
+    assert set(extra["open"]) == {"w", "o"} | {f"l/bn/{name}" for name in left}
+
+
+def test_convolutions_in_groups_are_adapted():
+    """A kernel [3, 3, 2, 9] of 3 groups changes by a matrix [18, 9] of rank 2."""
+
+    def net(p, x):
+        h = jax.lax.conv_general_dilated(
+            x, p["g"], (1, 1), "SAME", feature_group_count=3,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return h.mean((1, 2)) @ p["o"]
+
+    p = {"g": jnp.ones((3, 3, 2, 9)), "o": jnp.ones((9, 2))}
+    x = jnp.ones((2, 4, 4, 6))
+    _, extra = adapters(net, p, cj.trace(net, p, x), x, rank=2)
+    fill = lambda v: jax.random.normal(jax.random.key(v.size), v.shape)  # noqa: E731
+    change = fold(p, jax.tree.map(fill, extra))["g"] - p["g"]
+    assert np.linalg.matrix_rank(np.asarray(change).reshape(18, 9), tol=1e-3) == 2

@@ -97,6 +97,8 @@ OPTIMIZERS = {
         {"one": optax.adam(1e-3), "two": optax.sgd(0.1, 0.9)}, labels
     ),
     "lbfgs": optax.lbfgs(memory_size=4),
+    "sm3": optax.sm3(0.1),
+    "adafactor": optax.adafactor(1e-3),
     "finite": optax.apply_if_finite(optax.lamb(1e-3), 3),
     "noise": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.adam(0.1)),
 }
@@ -255,6 +257,46 @@ def test_what_ends_alike_by_chance_is_left_alone():
         ]
 
 
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_adafactor_that_factors_nothing_is_cut(momentum):
+    """In place of the factors are vectors of one number each."""
+    tx = optax.adafactor(1e-2, momentum=momentum)
+    graph, keep = cj.trace(flat, FLAT, X), {"a:1": np.arange(8) < 3}
+    _, state = tx.update(FLAT, tx.init(FLAT), FLAT)
+    small = cj.cut_params(FLAT, graph, keep)
+    want = tx.update(small, tx.init(small), small)[1]
+    got = cut_state(state, graph, keep)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.shape == b.shape
+    assert np.array_equal(got[0].v["a"], state[0].v["a"][:, :3])
+
+
+def test_what_fits_is_cut_beside_what_does_not():
+    """A leaf of another shape, of a parameter that loses nothing, spoils no other."""
+    params, keep = {**FLAT, "c": draw(2)}, {"a:1": np.arange(8) < 3}
+    graph = cj.trace(lambda p, x: flat(p, x)["age"] + p["c"], params, X)
+    got = cut_state({"avg": {**params, "c": draw(5)}}, graph, keep)["avg"]
+    assert np.array_equal(got["a"], FLAT["a"][:, :3]) and got["c"].shape == (5,)
+
+
+def test_what_lies_below_a_parameter_is_cut_with_it():
+    graph, keep = cj.trace(flat, FLAT, X), {"a:1": np.arange(8) < 3}
+    rows = jax.tree.map(lambda v: [jnp.arange(n) for n in v.shape], FLAT)
+    both = jax.tree.map(lambda v: {"m": v, "n": jnp.zeros(()), "off": None}, FLAT)
+    got = cut_state({"rows": rows, "both": both}, graph, keep)
+    assert [v.tolist() for v in got["rows"]["a"]] == [[0, 1, 2], [0, 1, 2]]
+    assert [v.tolist() for v in got["rows"]["age"]] == [[0, 1, 2], [0, 1]]
+    assert np.array_equal(got["both"]["age"]["m"], FLAT["age"][:3])
+    assert got["both"]["a"]["off"] is None and got["both"]["a"]["n"] == 0
+    blocks = {**both, "a": {"left": draw(3, 3), "right": draw(8, 8)}}
+    with pytest.raises(MismatchError, match=r"'p/a/left' is \[3, 3\], but .* 'a' that"):
+        cut_state({"p": blocks}, graph, keep)
+    # Two trees called like parameters are two trees.
+    two = {"a": FLAT, "bias": FLAT, "age": FLAT, "smile": FLAT}
+    got = cut_state(two, graph, keep)
+    assert all(np.array_equal(v["age"], FLAT["age"][:3]) for v in got.values())
+
+
 def test_nothing_lost_is_the_same_arrays():
     _, params, graph, _ = case("linen")
     state = optax.adafactor(1e-3, min_dim_size_to_factor=1).init(params)
@@ -298,7 +340,7 @@ class Extra(NamedTuple):
 def test_states_that_do_not_fit_are_refused():
     _, params, graph, keep = case("linen")
     factored = optax.adafactor(1e-3, min_dim_size_to_factor=1).init(params)
-    with pytest.raises(MismatchError, match=r"'0/v_row/.*mean' is \[1\], but"):
+    with pytest.raises(MismatchError, match=r"'0/v_row/.*kernel' is \[3\], but"):
         cut_state(factored, graph, keep)
     vector = optax.flatten(optax.adam(1e-3)).init(params)
     with pytest.raises(MismatchError, match=r"'0/mu' holds 64 numbers.*one vector"):

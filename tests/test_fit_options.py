@@ -1,5 +1,6 @@
 """Accumulation, precision, averages, patience, scans: each against an oracle."""
 
+import inspect
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from fit_compiles import compiled
 
 from cutjax.data import Split
-from cutjax.fit import fit
+from cutjax.fit import fit, last_state
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 1, 1, 3)).astype(np.float32)
@@ -114,6 +115,39 @@ def test_state_is_averaged_and_whole_numbers_are_not():
     got, _ = train(counting, start, batch_size=50, epochs=1, ema=0.5)
     assert got["n"] == 2
     assert got["seen"] == pytest.approx((0.5 * 1 + 2) / 1.5)
+
+
+def test_averages_of_narrow_parameters_do_not_stand_still(tmp_path):
+    """Parameter and state are 1 to 200, exact in bfloat16; their average is not."""
+
+    def counting(p, x):
+        return -p["w"] * jnp.ones(len(x)), {"seen": p["seen"] + 1}
+
+    zero = jnp.zeros((), jnp.bfloat16)
+    start, sgd = {"w": zero, "seen": zero}, optax.sgd(1.0)
+    got, _ = train(
+        counting, start, lambda out, y: (out.mean(), {}), optimizer=sgd, ema=0.99,
+        batch_size=1, checkpoint=tmp_path,
+    )  # fmt: skip
+    weights = 0.99 ** np.arange(200)[::-1]
+    want = weights @ np.arange(1, 201) / weights.sum()
+    kept = last_state(tmp_path, start, sgd).average
+    for name in start:
+        assert got[name].dtype == jnp.bfloat16 and kept[name].dtype == jnp.float32
+        assert abs(float(got[name]) - want) <= 0.5  # one rounding
+        assert kept[name] == pytest.approx(want, rel=1e-5)
+
+
+def test_parts_of_narrow_gradients_are_added_up_in_full():
+    x = 1 + RNG.integers(8, size=(96, 1)).astype(np.float32) / 8
+    start = {"w": jnp.zeros((), jnp.bfloat16)}
+    got, _ = train(
+        lambda p, x: (p["w"].astype(jnp.float32) * x, None), start,
+        data=Split(x, {"y": x}),
+        loss=lambda out, y: (out.mean(), {}), optimizer=optax.sgd(1.0, momentum=0.9),
+        batch_size=1, accumulate=96, epochs=1,
+    )  # fmt: skip
+    assert got["w"] == -jnp.asarray(x.astype(np.float64).mean(), jnp.bfloat16)
 
 
 def test_precision_is_low_within_and_full_outside():
@@ -276,6 +310,18 @@ WRONG = [
     ({"save_every": 0.0, "checkpoint": "unused"}, "save_every is 0.0"),
     ({"patience": 0, "evaluate": lambda p: {"a": 0.0}}, "patience is 0"),
     ({"log_every": 0, "metrics": "unused"}, "log_every is 0"),
+    ({"evaluate": lambda p: jnp.ones(())}, "evaluate returned 1.0 .*numbers by name"),
+    ({"evaluate": lambda p: {"a": np.ones(2)}}, "numbers by name"),
+    ({"loss": lambda o, y: squares(o, y)[0]}, r"loss returned one array of shape \[\]"),
+    (
+        {"loss": lambda o, y: ((o - y["y"]) ** 2, {})},
+        r"loss returned .*\(8,\).*the mean",
+    ),
+    (
+        {"loss": lambda o, y: (squares(o, y)[0], {"a": o})},
+        r"loss returned .*'a': \(8,\)",
+    ),
+    ({"loss": lambda o, y: (o.mean(), o.mean())}, r"loss returned .*\(scalar, {name"),
     ({"sharding": jax.sharding.SingleDeviceSharding(jax.devices()[0])}, "give a mesh"),
 ]
 
@@ -284,6 +330,23 @@ WRONG = [
 def test_options_that_make_no_sense_are_refused(options, reason):
     with pytest.raises(ValueError, match=reason):
         train(**options)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
+    """A step count of NumPy is one, no number of seconds; JSON takes all of them."""
+    names = ("epochs", "batch_size", "seed", "accumulate", "save_every", "log_every")
+    options = dict(zip(names, (1, 8, 3, 2, 4, 4), strict=True))
+    narrow = {k: np.int64(v) for k, v in options.items()} | {"ema": np.float64(0.9)}
+    saved, lines = [], tmp_path / "run.jsonl"
+    monkeypatch.setattr("cutjax._resume.save", lambda _, step, *__: saved.append(step))
+    unchecked = inspect.unwrap(fit)  # the annotations say int
+    for given in ({**options, "ema": 0.9}, narrow):
+        _ = unchecked(
+            mlp, START, squares, DATA, **given, optimizer=optax.sgd(0.1),
+            checkpoint=tmp_path, metrics=lines, progress=False,
+        )  # fmt: skip
+        assert [line["step"] for line in read(lines)] == [0, 4, 8, 12, 12]
+    assert saved == 2 * [4, 8, 12]
 
 
 @pytest.mark.parametrize("scan", [1, 5])

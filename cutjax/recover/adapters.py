@@ -20,7 +20,7 @@ from cutjax.errors import CutjaxError, KeepError, MismatchError, suggest
 from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
-from cutjax.readers import is_linear, kernel_matrix
+from cutjax.readers import is_conv, is_linear, kernel_matrix
 from cutjax.resize import Kept, Reader, Run
 from cutjax.shrink import check_params, rewrite
 
@@ -39,7 +39,7 @@ def adapters(
     kind: str = "lowrank",
     where: Callable[[str], bool] | None = None,
     open: Iterable[str] | str | None = None,
-    state: Iterable[str] | str = ("batch_stats",),
+    state: Iterable[str] | str | None = None,
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A network frozen behind adapters, and the adapters.
 
@@ -54,7 +54,9 @@ def adapters(
         where: which parameters to adapt, by path; all kernels that readers read, and
             for "scale" vectors, if not given.
         open: groups to train, see `opened`; all, if not given.
-        state: top-level entries of `params` that are statistics: they get no shift.
+        state: parts of the paths that tell statistics, which get no shift; if not
+            given, `batch_stats`, and vectors called `mean` and `var` side by side, as
+            `cutjax.nnx.split` makes them.
 
     Returns:
         `(adapted_apply, adapter_params)`. `frozen(adapted_apply, ("closed",))` is what
@@ -84,7 +86,7 @@ def adapters(
     made = {
         p: a for p, a in made_axes(apply, params, graph, *inputs).items() if chosen(p)
     }
-    vectors = [] if kind == "lowrank" else _vectors(graph, several(state))
+    vectors = [] if kind == "lowrank" else _vectors(graph, state)
 
     # One program for all: drawing eagerly would compile for every shape.
     @jax.jit
@@ -212,7 +214,7 @@ def made_axes(
         found: dict[str, Array] = {}
 
         def hook(kept: Kept, reader: Reader, run: Run, args: list[Any]) -> list[Any]:
-            if is_linear(reader):
+            if is_linear(reader) or _grouped(reader):
                 at = 1 - reader.site.at
                 m = kernel_matrix(reader, args[at])
                 by = jnp.stack([jnp.any(m != m[:, :, :1]), jnp.any(m != m[:1, :1])])
@@ -236,6 +238,19 @@ def made_axes(
         if not (columns & rows).any():
             out[path] = tuple(np.flatnonzero(columns).tolist())
     return out
+
+
+def _grouped(reader: Reader) -> bool:
+    """Whether a parameter is the kernel of a convolution in groups of channels.
+
+    It is one matrix all the same: from what a group reads to what all groups make.
+    """
+    if not is_conv(reader) or reader.site.at != 0 or len(reader.ins) != 2:
+        return False
+    data, kernel = reader.ins
+    plain = not reader.site.looped and reader.site.summed is None and data.data
+    one = kernel.param is not None and not kernel.data
+    return bool(plain and one and reader.eqn.params["batch_group_count"] == 1)
 
 
 def _check_kind(kind: str, rank: int) -> None:
@@ -313,11 +328,19 @@ def _product(a: Array, b: Array) -> Array:
     return flat.reshape(sizes).transpose(np.argsort([*read, *made]))
 
 
-def _vectors(graph: Graph, state: tuple[str, ...]) -> list[str]:
+def _vectors(graph: Graph, state: Iterable[str] | str | None) -> list[str]:
+    parts = {*several(("batch_stats",) if state is None else state)}
+
+    def held(path: str) -> bool:
+        layer, _, name = path.rpartition("/")
+        beside = [f"{layer}/{other}".lstrip("/") for other in ("mean", "var")]
+        pair = name in ("mean", "var") and all(p in graph.shapes for p in beside)
+        return bool(parts & {*path.split("/")}) or (state is None and pair)
+
     return [
         path
         for path, like in graph.shapes.items()
         if len(like.shape) == 1
-        and path.partition("/")[0] not in state
+        and not held(path)
         and jnp.issubdtype(like.dtype, jnp.floating)
     ]

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from cutjax.training import options as opt, record as rec
+from cutjax.training.finite import check_finite
+from cutjax.training.parts import of_type
 from cutjax.training.step import Moving
 
 Evaluate = Callable[[Any], Mapping[str, float]]
@@ -79,7 +81,9 @@ def train(
     while place.epoch <= run.options.epochs and not _weary(info, run.options.patience):
         state, place = _epoch(run, state, info, place, bar)
         began = time.perf_counter()
-        score = _score(run.evaluate, _shown(state.moving), place.epoch)
+        shown = _shown(state.moving)
+        check_finite(shown, state.best, place)
+        score = _score(run.evaluate, shown, place.epoch)
         seconds = place.seconds + time.perf_counter() - began
         # A task may be called like one of these: theirs come last.
         ours = {"epoch": place.epoch, **score, "seconds": seconds}
@@ -133,6 +137,7 @@ def _epoch(
         if log:
             place = _logged(run, place)
         if save and run.keep is not None:
+            check_finite(_shown(state.moving), state.best, place)
             run.keep(place, state, info)
             since, saved = stop, time.perf_counter()
     return state, place
@@ -182,17 +187,28 @@ def first(run: Run, params: Any) -> FitInfo:
 def _score(evaluate: Evaluate | None, params: Any, epoch: int) -> dict[str, Any]:
     if evaluate is None:
         return {}
-    values = {name: float(v) for name, v in evaluate(params).items()}
+    found = evaluate(params)
+    values = _numbers(found)
     if not values or not all(map(math.isfinite, values.values())):
         raise ValueError(
-            f"fit: evaluate returned {values} at epoch {epoch}; expected finite "
-            "numbers by name, higher is better"
+            f"fit: evaluate returned {values or found} at epoch {epoch}; expected "
+            'finite numbers by name, higher is better, such as {"accuracy": 0.9}'
         )
     return {"validation": values, "mean": sum(values.values()) / len(values)}
 
 
+def _numbers(found: Any) -> dict[str, float]:
+    """What `evaluate` returned, in Python's floats; empty if that cannot be."""
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
 def _shown(moving: Moving) -> Any:
-    return moving.params if moving.average is None else moving.average
+    if moving.average is None:
+        return moving.params
+    return of_type(moving.average, moving.params)
 
 
 def _judge(

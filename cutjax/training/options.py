@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cutjax.data.base import Split, check_split
 
@@ -22,6 +23,18 @@ class Options(NamedTuple):
     scan: int = 1
     save_every: int | float | None = None
     log_every: int | None = None
+
+
+def plain(options: Options) -> Options:
+    """The same options in Python's own numbers.
+
+    A step count of NumPy is no `int`, and JSON knows neither it nor its floats.
+    """
+
+    def of_python(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic | jax.Array) else value
+
+    return Options(*map(of_python, options))
 
 
 def batch(

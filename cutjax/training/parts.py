@@ -74,6 +74,26 @@ def top_level(params: Any) -> dict[str, Any]:
     return {key.key: value for key, value in one_level[0]}
 
 
+def wide(leaf: Any) -> Array:
+    """An array in which small parts add up: of 32 bits at least, if it is floating.
+
+    In 16 bits an average stands still once its steps are below a rounding.
+    """
+    leaf = jnp.asarray(leaf)
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    narrow = floating and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
+
+
+def of_type(tree: Any, like: Any) -> Any:
+    """The leaves of a pytree in the types of another, rounded once."""
+    return jax.tree.map(
+        lambda leaf, old: leaf if leaf.dtype == old.dtype else leaf.astype(old.dtype),
+        tree,
+        like,
+    )
+
+
 def _cast(leaf: Any, dtype: Any) -> Any:
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     return jnp.asarray(leaf, dtype) if floating else leaf

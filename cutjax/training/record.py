@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+ADVICE = (
+    "lower the learning rate, clip gradients (optax.clip_by_global_norm) or look for "
+    "NaN in the data"
+)
+
 
 class Tally(NamedTuple):
     """Sums of metrics over `count` steps."""
@@ -92,8 +97,7 @@ def _check(loss: float, place: Place) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"fit: the loss is {loss} at step {place.step} of epoch {place.epoch}; "
-            "lower the learning rate, clip gradients (optax.clip_by_global_norm) or "
-            "look for NaN in the data"
+            f"{ADVICE}"
         )
 
 

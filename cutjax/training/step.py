@@ -1,7 +1,7 @@
 """One training step: gradient, accumulation, update, average; or several in a scan."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from cutjax._jit import jit
+from cutjax.errors import MismatchError
 from cutjax.training.mesh import Layout
-from cutjax.training.parts import TrainApply, divide, join, updated
+from cutjax.training.parts import TrainApply, divide, join, of_type, updated, wide
 
 Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
 Augment = Callable[[Any, Array], Array]
@@ -24,6 +25,7 @@ class Moving(NamedTuple):
         params: as the last step left them.
         opt_state: of the optimiser.
         average: of the parameters after each update, debiased; the start before any.
+            Of 32 bits at least, like `gathered`, whatever the parameters are.
         updates: how many are in the average.
         gathered: the mean gradient of the parts since the last update.
         parts: how many these are.
@@ -61,11 +63,10 @@ def begin(
     moving = Moving(params, optimizer.init(free))
     zero = jnp.zeros((), jnp.int32)
     if ema is not None:
-        moving = moving._replace(average=params, updates=zero)
+        moving = moving._replace(average=jax.tree.map(wide, params), updates=zero)
     if accumulate > 1:
-        moving = moving._replace(
-            gathered=jax.tree.map(jnp.zeros_like, free), parts=zero
-        )
+        gathered = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), free)
+        moving = moving._replace(gathered=gathered, parts=zero)
     # What is weakly typed would compile the step a second time.
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), moving)
 
@@ -128,7 +129,7 @@ def make_step(
 
     def objective(free: Any, fixed: Any, x: Array, y: dict[str, Array]) -> Any:
         outputs, updates = train_apply(join(free, fixed), x)
-        value, metrics = loss(outputs, y)
+        value, metrics = _answered(loss(outputs, y))
         return value, (dict(updates or {}), metrics)
 
     def step(
@@ -182,6 +183,25 @@ def compiled(step: Callable[..., Any], scan: int) -> Callable[..., Any]:
     return jit(several if scan > 1 else step)
 
 
+def _answered(made: Any) -> tuple[Array, Mapping[str, Any]]:
+    """The value and the metrics of a loss, once they are known to be that."""
+    pair = tuple(made) if isinstance(made, tuple | list) else ()
+    if len(pair) == 2 and isinstance(pair[1], Mapping):
+        value, metrics = pair
+        shapes = jnp.shape(value), {name: jnp.shape(v) for name, v in metrics.items()}
+        if not any([shapes[0], *shapes[1].values()]):
+            return value, metrics
+        found = f"arrays of shapes {shapes}"
+    elif isinstance(made, jax.Array):
+        found = f"one array of shape {list(made.shape)}"
+    else:
+        found = f"{[type(part).__name__ for part in pair] or type(made).__name__}"
+    raise MismatchError(
+        f"fit: loss returned {found}, expected (scalar, {{name: scalar}}); return "
+        "(value, {}) where there is no metric, and the mean of values per example"
+    )
+
+
 def _descend(
     optimizer: optax.GradientTransformation,
     accumulate: int,
@@ -201,11 +221,14 @@ def _descend(
         free = optax.apply_updates(free, change)
         return moving._replace(opt_state=opt_state), free, True
     seen = jnp.asarray(moving.parts) + 1
-    mean = jax.tree.map(lambda m, g: m + (g - m) / seen, moving.gathered, slope)
+    mean = jax.tree.map(
+        lambda m, g: m + (g.astype(m.dtype) - m) / seen, moving.gathered, slope
+    )
 
     def land() -> Any:
-        given = mean, moving.opt_state, free
-        change, opt_state = told.update(*given, **extra, grad=mean)
+        whole = of_type(mean, slope)
+        given = whole, moving.opt_state, free
+        change, opt_state = told.update(*given, **extra, grad=whole)
         zeros = jax.tree.map(jnp.zeros_like, mean)
         return optax.apply_updates(free, change), opt_state, zeros
 
@@ -234,7 +257,7 @@ def _averaged(moving: Moving, landed: Bool[Array, ""] | bool, decay: float) -> M
     def mix(mean: Array, leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return (mean + weight * (leaf - mean)).astype(mean.dtype)
+        return (mean + weight * (leaf.astype(mean.dtype) - mean)).astype(mean.dtype)
 
     average = jax.tree.map(mix, moving.average, moving.params)
     return moving._replace(average=average, updates=updates)
