@@ -7,11 +7,12 @@ and keys, stays as it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -31,10 +32,16 @@ class Template(NamedTuple):
     Attributes:
         top: path of the collection, with a slash; "" for all parameters.
         shapes: by path within it.
+        end: what all paths end with beyond that, as those of NNX variables do.
     """
 
     top: str
     shapes: dict[str, Shape]
+    end: str = ""
+
+    def path(self, name: str) -> str:
+        """Of a parameter in the graph."""
+        return self.top + name + self.end
 
 
 class Work(NamedTuple):
@@ -67,11 +74,15 @@ class Several:
 
 
 class Part(NamedTuple):
-    """A node of the state: its path, itself with holes as leaves, these by path."""
+    """A node of the state: its path, itself with holes as leaves, these by path.
+
+    `end` is what the paths of all arrays end with beyond that.
+    """
 
     name: str
     filled: Any
     leaves: dict[str, Any]
+    end: str
 
     def shapes(self) -> dict[str, Shape]:
         """Of the arrays in it, by path within it."""
@@ -93,10 +104,11 @@ def cut_state(
     Momenta, averages, accumulated gradients, masks: every subtree with the paths and
     shapes of the parameters, or of one of their collections, is cut as `cut` cuts
     parameters, whatever it stands in: chains, `optax.masked`, `multi_transform`,
-    `MultiSteps`, injected hyperparameters, a Flax `TrainState`. A subtree may leave
-    parameters out (None, `optax.MaskedNode`), and hold several of each: along leading
-    axes, as L-BFGS does, or in a node below its path, of its shape or, as SM3 does, in
-    a list of one vector per axis. All else is left alone.
+    `MultiSteps`, injected hyperparameters, a Flax `TrainState`, the state of an
+    `nnx.Optimizer`. A subtree may leave parameters out (None, `optax.MaskedNode`; with
+    NNX, a `mean` and `var`), and hold several of each: along leading axes, as L-BFGS
+    does, or in a node below its path, of its shape or, as SM3 does, in a list of one
+    vector per axis. All else is left alone.
 
     Args:
         state: any pytree.
@@ -111,7 +123,8 @@ def cut_state(
     Raises:
         KeepError: the keep or the tasks do not fit the graph.
         MismatchError: a subtree has the parameters' paths, but shapes that do not tell
-            what to cut (factored moments); or all parameters lie in one vector.
+            what to cut (factored moments); all parameters lie in one vector; or the
+            state holds arrays, and none of them is of a parameter.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax, cutjax as cj
@@ -126,7 +139,10 @@ def cut_state(
     graph.check_keep(keep, () if tasks is None else chosen)
     absent = frozenset(graph.shapes) - needed(graph, tasks)
     work = Work(graph, keep, absent, _templates(graph))
-    return _walk("", state, work)[0]
+    small, hit = _walk("", state, work)
+    if not hit:
+        _check_empty(state, work)
+    return small
 
 
 def _templates(graph: Graph) -> tuple[Template, ...]:
@@ -137,7 +153,20 @@ def _templates(graph: Graph) -> tuple[Template, ...]:
     def below(top: str) -> dict[str, Shape]:
         return {n.removeprefix(top): s for n, s in shapes.items() if n.startswith(top)}
 
-    return tuple(Template(top, below(top)) for top in ("", *tops))
+    def template(top: str) -> Template:
+        end = _end(below(top))
+        bare = {name.removesuffix(end): s for name, s in below(top).items()}
+        return Template(top, bare, end)
+
+    return tuple(map(template, ("", *tops)))
+
+
+def _end(names: Collection[str]) -> str:
+    """What NNX variables add to the paths of arrays, if all of these have it."""
+    for end in ("/value", "/raw_value"):
+        if names and all(name.endswith(end) for name in names):
+            return end
+    return ""
 
 
 def _walk(name: str, node: Any, work: Work) -> tuple[Any, bool]:
@@ -173,7 +202,10 @@ def _part(name: str, node: Any) -> Part:
         return inner is None or isinstance(inner, optax.MaskedNode)
 
     filled = jax.tree.map(lambda v: Hole(v) if out(v) else v, node, is_leaf=out)
-    return Part(name, filled, named_leaves(filled))
+    leaves = named_leaves(filled)
+    end = _end([n for n, leaf in leaves.items() if not isinstance(leaf, Hole)])
+    bare = {n.removesuffix(end): leaf for n, leaf in leaves.items()}
+    return Part(name, filled, bare, end)
 
 
 def _match(part: Part, work: Work) -> Template | None:
@@ -209,7 +241,7 @@ def _bundle(part: Part, work: Work) -> tuple[Part, Template] | None:
             is_leaf=here,
             is_leaf_takes_path=True,
         )
-        bundle = Part(part.name, filled, named_leaves(filled))
+        bundle = Part(part.name, filled, named_leaves(filled), "")
         held = any(isinstance(leaf, Several) for leaf in bundle.leaves.values())
         if held and _has_paths(bundle, template) and _firm(bundle, template):
             fits.append((bundle, template))
@@ -249,7 +281,13 @@ def _has_paths(part: Part, template: Template) -> bool:
     if "" in known:  # the parameters are one array: paths say nothing
         return part.shapes() == known and known[""] != ()
     # A mask may also be missing where nothing is pruned.
-    return part.name.rpartition("/")[2] == "masks" or covered >= set(known)
+    return part.name.rpartition("/")[2] == "masks" or covered >= _trained(known)
+
+
+def _trained(known: Collection[str]) -> set[str]:
+    """The paths that no optimiser lacks: NNX has statistics beside what is trained."""
+    ends = ("mean", "var")
+    return {n for n in known if n.rpartition("/")[2] not in ends} or set(known)
 
 
 def _leading(part: Part, template: Template) -> Shape | None:
@@ -269,12 +307,12 @@ def _leading(part: Part, template: Template) -> Shape | None:
 
 
 def _cut(part: Part, template: Template, work: Work) -> Any:
-    leading, top = _leading(part, template), template.top
+    leading = _leading(part, template)
     if leading is None:
         _check_shapes(part, template, work)
 
     def narrow(path: tuple[Any, ...], leaf: Any) -> Any:
-        full = top + path_name(path)
+        full = template.path(path_name(path).removesuffix(part.end))
         if isinstance(leaf, Several):
             return _each_cut(leaf, _under(part.name, path_name(path)), full, work)
         shape, first = getattr(leaf, "shape", ()), len(leading or ())
@@ -283,7 +321,7 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
         return narrowed(leaf, work.graph.axes[full], work.keep, first=first)
 
     def gone(name: str, _: Any) -> bool:
-        full = _under(top.rstrip("/"), name)
+        full = _under(template.top.rstrip("/"), name.removesuffix(part.end))
         under = [n for n in work.graph.shapes if f"{n}/".startswith(f"{full}/")]
         return bool(under) and work.absent.issuperset(under)
 
@@ -315,7 +353,7 @@ def _each_cut(held: Several, name: str, full: str, work: Work) -> Several:
 
 def _check_shapes(part: Part, template: Template, work: Work) -> None:
     for name, shape in part.shapes().items():
-        _check_shape(_under(part.name, name), shape, template.top + name, work)
+        _check_shape(_under(part.name, name), shape, template.path(name), work)
 
 
 def _check_shape(name: str, shape: Shape, full: str, work: Work) -> None:
@@ -331,7 +369,7 @@ def _check_shape(name: str, shape: Shape, full: str, work: Work) -> None:
 def _check_alike(part: Part, one: Template, other: Template, work: Work) -> None:
     """Two templates of the same paths and shapes must be cut the same way."""
     for name in part.shapes():
-        a, b = one.top + name, other.top + name
+        a, b = one.path(name), other.path(name)
         same = work.graph.axes[a] == work.graph.axes[b]
         if not same or (a in work.absent) != (b in work.absent):
             raise MismatchError(
@@ -344,7 +382,7 @@ def _check_alike(part: Part, one: Template, other: Template, work: Work) -> None
 def _check_vector(part: Part, work: Work) -> None:
     (shape,) = part.shapes().values() or ((),)
     for template in work.templates:
-        full = {template.top + name: s for name, s in template.shapes.items()}
+        full = {template.path(name): s for name, s in template.shapes.items()}
         total = sum(int(np.prod(s)) for s in full.values())
         if len(full) > 1 and shape == (total,) and any(map(work.loses, full)):
             raise MismatchError(
@@ -366,3 +404,19 @@ def _check_near(part: Part, work: Work) -> None:
                 f"{part.name!r} is nearly like the parameters, but {wrong[0]}: this "
                 "is the state of another model"
             )
+
+
+def _check_empty(state: Any, work: Work) -> None:
+    """A state in which nothing mirrors parameters holds no arrays of them."""
+
+    def of_parameters(leaf: Any) -> bool:
+        real = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        return jnp.ndim(leaf) > 0 and (real or jnp.result_type(leaf) == jnp.bool_)
+
+    found = [n for n, leaf in named_leaves(state).items() if of_parameters(leaf)]
+    if found and any(map(work.loses, work.graph.shapes)):
+        raise MismatchError(
+            f"nothing in this state is like the parameters: it holds {found[0]!r}, the "
+            f"graph {next(iter(work.graph.shapes))!r}; give a state of the parameters "
+            "that were traced: cut_state(optimizer.init(params), graph, keep)"
+        )

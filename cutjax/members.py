@@ -64,11 +64,12 @@ def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
 
     def visit(node: Any, prefix: str) -> Any:
         if isinstance(node, Mapping):
-            inner = {k: visit(v, f"{prefix}{k}/") for k, v in node.items()}
+            held = _held(node)
+            inner = {k: visit(v, f"{prefix}{k}/") for k, v in held.items()}
             full = {
                 k: v
                 for k, v in inner.items()
-                if jax.tree.leaves(v) or not jax.tree.leaves(node[k])
+                if jax.tree.leaves(v) or not jax.tree.leaves(held[k])
             }
             return type(node)(full)  # pyright: ignore[reportCallIssue]
         leaves, structure = jax.tree_util.tree_flatten_with_path(
@@ -84,3 +85,11 @@ def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
         return jax.tree.unflatten(structure, values)
 
     return visit(tree, "")
+
+
+def _held(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """One level as it is held: a State of NNX wraps what its indexing returns."""
+    if isinstance(node, dict):
+        return node
+    level = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
+    return node if level is None else {key.key: value for key, value in level[0]}

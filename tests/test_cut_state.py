@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 
 import cutjax as cj
@@ -355,6 +356,76 @@ def test_states_that_do_not_fit_are_refused():
         cut_state(factored, graph, keep, "hair")
     with pytest.raises(KeepError, match="no group"):
         cut_state(factored, graph, {"b:1": np.ones(3, bool)})
+
+
+@pytest.mark.parametrize(
+    "state", [{"mu": {"w": draw(3, 8)}}, Extra({"a": draw(4, 4)}), [jnp.ones(3, bool)]]
+)
+def test_arrays_of_which_none_is_known_are_refused(state):
+    """Once they came back whole, without a word."""
+    _, _, graph, keep = case("linen")
+    with pytest.raises(MismatchError, match="nothing in this state is like the param"):
+        cut_state(state, graph, keep)
+    assert cut_state(state, graph, {}) is not None
+
+
+@pytest.mark.parametrize("state", [optax.sgd(0.1).init({}), jnp.int32(3), ()])
+def test_states_without_arrays_stay(state):
+    _, _, graph, keep = case("linen")
+    assert cut_state(state, graph, keep) == state
+
+
+class Normed(nnx.Module):
+    """Statistics, which no optimiser has, lie beside scales and biases."""
+
+    def __init__(self, normed: bool):
+        self.a = nnx.Linear(3, 8, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(8, rngs=nnx.Rngs(1)) if normed else jnp.tanh
+        self.b = nnx.Linear(8, 2, rngs=nnx.Rngs(2))
+
+    def __call__(self, x):
+        return self.b(jnp.tanh(self.norm(self.a(x))))
+
+
+def weights(model):
+    return nnx.state(model, nnx.Param)
+
+
+def trained(model):
+    tx = optax.chain(optax.masked(optax.adam(0.1), first), optax.adam(0.1))
+    return nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+STATES = {
+    "state": lambda model: optax.adam(0.1).init(weights(model)),
+    "pure": lambda model: optax.adam(0.1).init(nnx.to_pure_dict(weights(model))),
+    "within": lambda model: trained(model).opt_state,
+    "optimizer": lambda model: nnx.state(trained(model)),
+}
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("name", STATES)
+def test_states_of_nnx(name, normed):
+    model = Normed(normed)
+    graph = cj.nnx.trace(model, X)
+    (group,) = graph.free
+    keep = {group.name: np.arange(8) % 3 != 1}
+    small = cj.nnx.cut(model, graph, keep)
+    full, want = (STATES[name](m) for m in (model, small))
+    got = cut_state(jax.tree.map(lambda v: v + 1, full), graph, keep)
+    same(got, jax.tree.map(lambda v: v + 1, want))
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_parameters_that_are_a_state_of_nnx(pure):
+    graphdef, params = nnx.split(Normed(False))
+    graph = cj.trace(lambda p, x: nnx.merge(graphdef, p)(x), params, X)
+    keep = {graph.free[0].name: np.arange(8) % 3 != 1}
+    state = optax.adam(0.1).init(nnx.to_pure_dict(params) if pure else params)
+    got = cut_state(state, graph, keep)
+    found = {jnp.shape(v) for v in jax.tree.leaves(got)}
+    assert found == {(), (3, 5), (5,), (5, 2), (2,)}
 
 
 def test_parameters_of_one_array():

@@ -138,6 +138,39 @@ def test_scales_around_one_count_as_well():
     np.testing.assert_allclose(apply(new, x), apply(p, x), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e4, 1e7])
+@pytest.mark.parametrize("old", [1.0, 1e4])
+def test_values_of_any_size(size, old):
+    """A step of one beside them would be lost in float32."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = (x - p["seen"]["mean"]) / jnp.sqrt(p["seen"]["var"] + 1e-9)
+        return h * p["scale"] + p["bias"]
+
+    p = {"seen": {"mean": old * normal(1, 3), "var": jnp.full(3, old**2)}}
+    p |= {"scale": jnp.array([1.0, 0.1, -2.0]), "bias": normal(2, 3)}
+    x = size * (normal(3, 64, 3) + 1)
+    new = settle(apply, p, [x[:32], x[32:]], state="seen", progress=False)
+    double = np.asarray(x, np.float64)
+    np.testing.assert_allclose(new["seen"]["mean"], double.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(new["seen"]["var"], double.var(0), rtol=1e-4)
+    want = np.asarray(apply(p, x))
+    np.testing.assert_allclose(apply(new, x), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_normalisation_that_stays_as_it_was_is_told():
+    def apply(p: Any, x: Any) -> Any:
+        h = (x - p["seen"]["mean"]) * jax.lax.rsqrt(p["seen"]["var"])
+        return h * jnp.exp(p["scale"]) + p["bias"]
+
+    p = {"seen": {"mean": jnp.zeros(3), "var": jnp.full(3, 9.0)}}
+    p |= {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+    with pytest.warns(UserWarning, match="settle: 'seen/mean' and 'seen/var' stay"):
+        new = settle(apply, p, [normal(1, 20, 3)], state=["seen"], progress=False)
+    for a, b in zip(*map(jax.tree.leaves, (new, p)), strict=True):
+        assert a is b
+
+
 @pytest.mark.parametrize("apply", [of(False, False), of(True, True)])
 def test_what_cannot_make_up_for_it_is_no_normalisation(apply):
     p = {"seen": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}

@@ -1,5 +1,6 @@
 """Running statistics as they are now, and the same function all the same."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ def settle(
 
     Returns:
         `params` with other statistics, scales and biases. A normalisation without a
-        scale and a bias of its own (of which it is an affine function), or that is used
-        twice, keeps its statistics.
+        scale and a bias of its own, or that is used twice, keeps its statistics; so
+        does one that is no affine function of these, with a warning.
 
     Raises:
         DataError: no data, or values that are NaN or infinite.
@@ -156,19 +157,28 @@ def _settled(
         out[norm.at.ravel()] = np.asarray(values, np.float64).ravel()
         return out.reshape(held["mean"].shape)
 
-    def line() -> tuple[np.ndarray, np.ndarray]:
-        """Slope and intercept of y over x, as things stand."""
-        at_zero, at_one = (placed(_through(prog, norm, held, n)) for n in (0.0, 1.0))
-        return at_one - at_zero, at_zero
+    reach = _reach(norm, held, spread)
 
-    slope, intercept = line()
+    def line() -> tuple[np.ndarray, np.ndarray]:
+        """How far y rises to the reach of x, and where from, as things stand."""
+        low, high = (placed(_through(prog, norm, held, x)) for x in (0 * reach, reach))
+        return high - low, low
+
+    rise, start = line()
     held["mean"], held["var"] = placed(spread.mean), placed(spread.var)
-    now = line()[0]
-    scale = held["scale"]
-    held["scale"] = scale + 1
-    held["scale"] = scale + (slope - now) / (line()[0] - now)
-    held["bias"] = held["bias"] + intercept - line()[1]
-    if not np.allclose(line(), (slope, intercept), 1e-3, 1e-5 * np.abs(slope).max()):
+    held["scale"] = np.zeros_like(held["scale"])
+    without = line()[0]
+    held["scale"] = held["scale"] + 1
+    held["scale"] = (rise - without) / (line()[0] - without)
+    held["bias"] = held["bias"] + start - line()[1]
+    if not np.allclose(line(), (rise, start), 1e-3, 1e-5 * np.abs(rise).max()):
+        warnings.warn(
+            f"settle: {prog.paths[norm.mean]!r} and {prog.paths[norm.var]!r} stay as "
+            "they are: no scale and bias make up for those of the data in "
+            f"{norm.x.aval.dtype}; see whether its output is a line over its input, "
+            "and use float32",
+            stacklevel=3,
+        )
         return list(leaves)
     out = list(leaves)
     for name, i in norm.numbers.items():
@@ -176,16 +186,32 @@ def _settled(
     return out
 
 
+def _reach(
+    norm: Norm, held: Mapping[str, np.ndarray], spread: Spread
+) -> Float[np.ndarray, "..."]:
+    """How far from zero x goes, shaped like `at`, as a power of two.
+
+    Beside a value of that size, a step of one would be lost in float32.
+    """
+    old = Spread(*(held[name].ravel()[norm.at] for name in Spread._fields))
+    sizes = [np.abs(s.mean) + np.sqrt(np.abs(s.var)) for s in (old, spread)]
+    return 2 ** np.ceil(np.log2(np.maximum(np.maximum(*sizes), 1)))
+
+
 def _through(
-    prog: Program, norm: Norm, held: Mapping[str, np.ndarray], x: float
+    prog: Program,
+    norm: Norm,
+    held: Mapping[str, np.ndarray],
+    x: Float[np.ndarray, "..."],
 ) -> Any:
-    """What becomes of a value that is `x` everywhere."""
+    """What becomes of a value that is `x` in each channel, shaped like `at`."""
     invars = prog.frame.jaxpr.invars
     env = {
         invars[i]: jnp.asarray(held[name], invars[i].aval.dtype)
         for name, i in norm.numbers.items()
     }
-    env[norm.x] = jnp.full(norm.x.aval.shape, x, norm.x.aval.dtype)
+    given = jnp.asarray(x, norm.x.aval.dtype)
+    env[norm.x] = jnp.broadcast_to(given, norm.x.aval.shape)
     y = np.asarray(evaluated(prog, env, [norm.y])[norm.y])
     for axis, n in enumerate(norm.at.shape):
         y = y.take([0], axis) if n == 1 else y
