@@ -8,89 +8,30 @@ and keys, stays as it is.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from cutjax.dims import Keep, count
-from cutjax.errors import MismatchError
+from cutjax.dims import Keep
 from cutjax.graph import Graph
 from cutjax.members import pruned
 from cutjax.mirror import named_leaves, path_name
 from cutjax.shrink import narrowed, needed
-
-Shape = tuple[int, ...]
-
-
-class Template(NamedTuple):
-    """What a part of a state may mirror: the parameters, or one collection of them.
-
-    Attributes:
-        top: path of the collection, with a slash; "" for all parameters.
-        shapes: by path within it.
-        end: what all paths end with beyond that, as those of NNX variables do.
-    """
-
-    top: str
-    shapes: dict[str, Shape]
-    end: str = ""
-
-    def path(self, name: str) -> str:
-        """Of a parameter in the graph."""
-        return self.top + name + self.end
-
-
-class Work(NamedTuple):
-    """What a state is cut by. `absent`: parameters that go whole."""
-
-    graph: Graph
-    keep: Keep
-    absent: frozenset[str]
-    templates: tuple[Template, ...]
-
-    def loses(self, path: str) -> bool:
-        """Whether anything of a parameter goes."""
-        widths = {name: int(np.sum(mask)) for name, mask in self.keep.items()}
-        left = tuple(count(axis, widths) for axis in self.graph.axes[path])
-        return path in self.absent or left != self.graph.shapes[path].shape
-
-
-@dataclass(frozen=True, eq=False)
-class Hole:
-    """Stands, as a leaf, for what leaves parameters out: None, `optax.MaskedNode`."""
-
-    value: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Several:
-    """Stands, as a leaf, for the arrays that SM3 and others keep of one parameter."""
-
-    value: Any
-
-
-class Part(NamedTuple):
-    """A node of the state: its path, itself with holes as leaves, these by path.
-
-    `end` is what the paths of all arrays end with beyond that.
-    """
-
-    name: str
-    filled: Any
-    leaves: dict[str, Any]
-    end: str
-
-    def shapes(self) -> dict[str, Shape]:
-        """Of the arrays in it, by path within it."""
-        return {
-            name: tuple(getattr(leaf, "shape", ()))
-            for name, leaf in self.leaves.items()
-            if not isinstance(leaf, Hole)
-        }
+from cutjax.state_parts import (
+    Hole,
+    Part,
+    Several,
+    Shape,
+    Template,
+    Work,
+    check_alike,
+    check_empty,
+    check_near,
+    check_shape,
+    check_vector,
+    under,
+)
 
 
 def cut_state(
@@ -141,7 +82,7 @@ def cut_state(
     work = Work(graph, keep, absent, _templates(graph))
     small, hit = _walk("", state, work)
     if not hit:
-        _check_empty(state, work)
+        check_empty(state, work)
     return small
 
 
@@ -179,22 +120,18 @@ def _walk(name: str, node: Any, work: Work) -> tuple[Any, bool]:
         node, is_leaf=lambda inner: inner is not node
     )
     if jax.tree_util.treedef_is_leaf(tree):
-        _check_vector(part, work)
+        check_vector(part, work)
         return node, False
     bundle = _bundle(part, work)
     if bundle is not None and all(map(_by_axis, *_bundled(*bundle))):
         return _cut(*bundle, work), True
-    inner = [_walk(_under(name, path_name(path)), leaf, work) for path, leaf in found]
+    inner = [_walk(under(name, path_name(path)), leaf, work) for path, leaf in found]
     hit = any(mirrors for _, mirrors in inner)
     if not hit and bundle is not None:
         return _cut(*bundle, work), True
     if not hit:
-        _check_near(part, work)
+        check_near(part, work)
     return jax.tree.unflatten(tree, [leaf for leaf, _ in inner]), hit
-
-
-def _under(name: str, inner: str) -> str:
-    return f"{name}/{inner}" if name and inner else name or inner
 
 
 def _part(name: str, node: Any) -> Part:
@@ -216,7 +153,7 @@ def _match(part: Part, work: Work) -> Template | None:
     called = [t for t in fits if _called(part, t)]
     fits = called or [t for t in fits if _leading(part, t) is not None] or fits
     for other in fits[1:]:
-        _check_alike(part, fits[0], other, work)
+        check_alike(part, fits[0], other, work)
     return fits[0] if fits else None
 
 
@@ -247,7 +184,7 @@ def _bundle(part: Part, work: Work) -> tuple[Part, Template] | None:
             fits.append((bundle, template))
     fits = [fit for fit in fits if _called(*fit)] or fits
     for _, other in fits[1:]:
-        _check_alike(fits[0][0], fits[0][1], other, work)
+        check_alike(fits[0][0], fits[0][1], other, work)
     return fits[0] if fits else None
 
 
@@ -314,16 +251,16 @@ def _cut(part: Part, template: Template, work: Work) -> Any:
     def narrow(path: tuple[Any, ...], leaf: Any) -> Any:
         full = template.path(path_name(path).removesuffix(part.end))
         if isinstance(leaf, Several):
-            return _each_cut(leaf, _under(part.name, path_name(path)), full, work)
+            return _each_cut(leaf, under(part.name, path_name(path)), full, work)
         shape, first = getattr(leaf, "shape", ()), len(leading or ())
         if isinstance(leaf, Hole) or shape[first:] != work.graph.shapes[full].shape:
             return leaf
         return narrowed(leaf, work.graph.axes[full], work.keep, first=first)
 
     def gone(name: str, _: Any) -> bool:
-        full = _under(template.top.rstrip("/"), name.removesuffix(part.end))
-        under = [n for n in work.graph.shapes if f"{n}/".startswith(f"{full}/")]
-        return bool(under) and work.absent.issuperset(under)
+        full = under(template.top.rstrip("/"), name.removesuffix(part.end))
+        inside = [n for n in work.graph.shapes if f"{n}/".startswith(f"{full}/")]
+        return bool(inside) and work.absent.issuperset(inside)
 
     small = jax.tree_util.tree_map_with_path(narrow, part.filled)
     return jax.tree.map(
@@ -345,7 +282,7 @@ def _each_cut(held: Several, name: str, full: str, work: Work) -> Several:
         if by_axis:
             return narrowed(leaf, (axes[int(path_name(path))],), work.keep)
         shape = tuple(getattr(leaf, "shape", ()))
-        _check_shape(_under(name, path_name(path)), shape, full, work)
+        check_shape(under(name, path_name(path)), shape, full, work)
         return narrowed(leaf, axes, work.keep) if shape == want else leaf
 
     return Several(jax.tree_util.tree_map_with_path(narrow, held.value))
@@ -353,70 +290,4 @@ def _each_cut(held: Several, name: str, full: str, work: Work) -> Several:
 
 def _check_shapes(part: Part, template: Template, work: Work) -> None:
     for name, shape in part.shapes().items():
-        _check_shape(_under(part.name, name), shape, template.path(name), work)
-
-
-def _check_shape(name: str, shape: Shape, full: str, work: Work) -> None:
-    want = tuple(work.graph.shapes[full].shape)
-    if math.prod(shape) != 1 and shape != want and work.loses(full):
-        raise MismatchError(
-            f"{name!r} is {list(shape)}, but the parameter {full!r} that it goes with "
-            f"is {list(want)}: such a leaf cannot be cut along; make it again from the "
-            "cut parameters (`optimizer.init`)"
-        )
-
-
-def _check_alike(part: Part, one: Template, other: Template, work: Work) -> None:
-    """Two templates of the same paths and shapes must be cut the same way."""
-    for name in part.shapes():
-        a, b = one.path(name), other.path(name)
-        same = work.graph.axes[a] == work.graph.axes[b]
-        if not same or (a in work.absent) != (b in work.absent):
-            raise MismatchError(
-                f"{part.name!r} mirrors {one.top.rstrip('/')!r} as well as "
-                f"{other.top.rstrip('/')!r}, which are cut differently; cut it under "
-                f"its name: cut_state({{{one.top.rstrip('/')!r}: ...}}, graph, keep)"
-            )
-
-
-def _check_vector(part: Part, work: Work) -> None:
-    (shape,) = part.shapes().values() or ((),)
-    for template in work.templates:
-        full = {template.path(name): s for name, s in template.shapes.items()}
-        total = sum(int(np.prod(s)) for s in full.values())
-        if len(full) > 1 and shape == (total,) and any(map(work.loses, full)):
-            raise MismatchError(
-                f"{part.name!r} holds {total} numbers, as many as all parameters, in "
-                "one vector (`optax.flatten`?): it cannot be cut along; make it again "
-                "from the cut parameters (`optimizer.init`)"
-            )
-
-
-def _check_near(part: Part, work: Work) -> None:
-    """The state of another model has most of the paths, and some that are wrong."""
-    for template in work.templates:
-        known = template.shapes
-        shared = set(known) & set(part.leaves)
-        if len(shared) > max(1, len(known) / 2):
-            wrong = [f"{n!r} is missing" for n in known if n not in part.leaves]
-            wrong += [f"{n!r} is none" for n in part.leaves if n not in known]
-            raise MismatchError(
-                f"{part.name!r} is nearly like the parameters, but {wrong[0]}: this "
-                "is the state of another model"
-            )
-
-
-def _check_empty(state: Any, work: Work) -> None:
-    """A state in which nothing mirrors parameters holds no arrays of them."""
-
-    def of_parameters(leaf: Any) -> bool:
-        real = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        return jnp.ndim(leaf) > 0 and (real or jnp.result_type(leaf) == jnp.bool_)
-
-    found = [n for n, leaf in named_leaves(state).items() if of_parameters(leaf)]
-    if found and any(map(work.loses, work.graph.shapes)):
-        raise MismatchError(
-            f"nothing in this state is like the parameters: it holds {found[0]!r}, the "
-            f"graph {next(iter(work.graph.shapes))!r}; give a state of the parameters "
-            "that were traced: cut_state(optimizer.init(params), graph, keep)"
-        )
+        check_shape(under(part.name, name), shape, template.path(name), work)

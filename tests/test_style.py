@@ -31,7 +31,8 @@ LAYERS = [
             "naming",
             "proof",
         ),
-        *("resize", "trace", "members", "shrink", "cut_state", "gate"),
+        *("resize", "trace", "members", "shrink", "gate"),
+        *("cut_state", "state_parts"),
     },
     {
         *("readers", "saliency", "criteria", "fuse", "budget", "allocate", "plan"),
