@@ -58,7 +58,8 @@ def compensate(
         tasks: as in `cut`.
         damping: lambda, as a share of the mean square of the features (about their
             mean, if there is a bias). None chooses it per reader: every fourth of
-            the batches is held out to judge, and then fitted to as well.
+            the batches (of one batch, a quarter of the examples) is held out to judge,
+            and then fitted to as well.
         most_features: convolutions with more features in their window get one mixing
             of channels for all positions of the window; wider dense layers are fitted
             to as many rows instead of to moments.

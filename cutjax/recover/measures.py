@@ -9,20 +9,22 @@ import jax.numpy as jnp
 from cutjax._compat import scan_counts
 from cutjax.readers import channel_axes, is_conv, rows
 from cutjax.recover import normal
+from cutjax.recover.aside import examples_of, held_made, held_read
 from cutjax.recover.follow import stepped, whole
 from cutjax.recover.lockstep import Facing, Halt, Pair, Seen, seen, started
 from cutjax.recover.loops import Loop
 from cutjax.recover.program import NOWHERE, Program, needs, read
-from cutjax.recover.refit import Way
+from cutjax.recover.refit import Found, Way
 from cutjax.recover.rows import Sample, in_groups, read_rows
 from cutjax.recover.stops import Place, Stop
+from cutjax.unify import Var
 
-Measured = tuple[list[Any], list[Pair]]
+Measured = tuple[list[Found], list[Pair]]
 """What was measured at each reader, and both its kernels as they stand."""
 
 
 def measure(
-    prog: Program, halt: Halt, ways: Mapping[Place, Way]
+    prog: Program, halt: Halt, ways: Mapping[Place, Way], *, alone: bool = False
 ) -> Callable[[Facing, Any], Measured]:
     """How to measure at a halt; traced.
 
@@ -30,24 +32,49 @@ def measure(
         prog: the program.
         halt: where.
         ways: how each reader will be refitted.
+        alone: whether there is but one batch, of which some examples are held out.
 
     Returns:
         `f(facing, at) -> (measured, kernels)`; `at` is the first row to be taken.
     """
+    examples = examples_of(prog) if alone else frozenset()
 
     def of(facing: Facing, at: Any) -> Measured:
         if halt.loop is not None:
-            taken, kernels = _in_loop(prog, halt.loop, halt.stops, ways, facing, at)
+            where = halt.loop, halt.stops, ways, examples
+            taken, kernels = _in_loop(prog, *where, facing, at)
         else:
             (stop,) = halt.stops
             there, way = seen(prog, stop, *facing[:2]), ways[stop.place]
-            taken, kernels = [_taken(stop, way, there, at)], [there.kernels]
+            held = _held(prog, stop, way, examples, at)
+            taken = [(_taken(stop, way, there, at), held)]
+            kernels = [there.kernels]
         return [
-            some if ways[stop.place].name == "rows" else normal.moments(*some)
+            _kept(ways[stop.place], *some)
             for stop, some in zip(halt.stops, taken, strict=True)
         ], kernels
 
     return of
+
+
+def _kept(way: Way, some: normal.Rows, held: jax.Array | None) -> Found:
+    """What is kept of some rows, of which some are held out."""
+    if way.name == "rows":
+        return Found(some, held)
+    if held is None:
+        return Found(normal.moments(*some))
+    return Found(*(normal.moments(*some, of) for of in (~held, held)))
+
+
+def _held(
+    prog: Program, stop: Stop, way: Way, examples: frozenset[Var], at: Any
+) -> jax.Array | None:
+    """Which of the rows of `_taken` are held out."""
+    if way.name == "scale" or not examples:
+        return None
+    if way.name == "mixing" and is_conv(stop.reader):
+        return held_read(prog, stop, examples)
+    return held_made(prog, stop, examples, Sample(way.steps, at))
 
 
 def _taken(stop: Stop, way: Way, seen: Seen, at: Any) -> normal.Rows:
@@ -73,10 +100,14 @@ def _in_loop(
     loop: Loop,
     stops: Sequence[Stop],
     ways: Mapping[Place, Way],
+    examples: frozenset[Var],
     facing: Facing,
     at: Any,
-) -> tuple[list[normal.Rows], list[Pair]]:
-    """The rows of all steps of a loop, which both networks take side by side."""
+) -> tuple[list[Any], list[Pair]]:
+    """The rows of all steps of a loop, which both networks take side by side.
+
+    With each those that are held out, as of `_held`.
+    """
     eqn, step = prog.frame.jaxpr.eqns[loop.index], loop.prog
     consts, carried = scan_counts(eqn.params)
     sides = facing.parent, facing.child
@@ -98,7 +129,10 @@ def _in_loop(
             parent.update(whole(step, index, parent))
             child.update(stepped(step, index, child))
         taken = [
-            _taken(stop, ways[stop.place], seen(step, stop, parent, child), at)
+            (
+                _taken(stop, ways[stop.place], seen(step, stop, parent, child), at),
+                _held(step, stop, ways[stop.place], examples, at),
+            )
             for stop in stops
         ]
         left = step.frame.jaxpr.outvars[:carried]
@@ -111,7 +145,9 @@ def _in_loop(
 
 
 def _end_to_end(rows: jax.Array) -> jax.Array:
-    """Rows [steps, g, p, f] of all steps as [g, steps p, f]."""
+    """Rows [steps, g, p, f] of all steps as [g, steps p, f]; flags [steps, p] too."""
+    if rows.ndim == 2:
+        return rows.ravel()
     steps, groups, each, features = rows.shape
     return jnp.moveaxis(rows, 0, 1).reshape(groups, steps * each, features)
 

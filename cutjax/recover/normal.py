@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from cutjax.errors import DataError
 
@@ -51,15 +51,26 @@ class Moments(NamedTuple):
     square: Any
 
 
-def moments(b: Float[jax.Array, "g p f"], y: Float[jax.Array, "g p m"]) -> Moments:
-    """Moments of one batch, in float32; traced."""
+def moments(
+    b: Float[jax.Array, "g p f"],
+    y: Float[jax.Array, "g p m"],
+    of: Bool[jax.Array, "p"] | None = None,
+) -> Moments:
+    """Moments of one batch, in float32, or of some of its rows; traced."""
     b, y = b.astype(jnp.float32), y.astype(jnp.float32)
-    read, made = b.mean(1), y.mean(1)
-    b, y = b - read[:, None], y - made[:, None]
+    if of is None:
+        count = jnp.asarray(b.shape[1], jnp.float32)
+        read, made = b.mean(1), y.mean(1)
+        b, y = b - read[:, None], y - made[:, None]
+    else:
+        count = jnp.sum(of, dtype=jnp.float32)
+        some = of[:, None]
+        read, made = (v.sum(1, where=some) / jnp.maximum(count, 1) for v in (b, y))
+        b = jnp.where(some, b - read[:, None], 0)
+        y = jnp.where(some, y - made[:, None], 0)
     with jax.default_matmul_precision("highest"):
         gram = jnp.einsum("gpf,gpe->gfe", b, b)
         cross = jnp.einsum("gpf,gpm->gfm", b, y)
-    count = jnp.asarray(b.shape[1], jnp.float32)
     return Moments(count, read, made, gram, cross, jnp.sum(y**2, 1))
 
 

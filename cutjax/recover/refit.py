@@ -26,6 +26,12 @@ from cutjax.rules.base import Value
 FEW = 1e-3
 """The least damping where there are fewer rows than features."""
 
+ROUNDING = 1e-7
+"""Squared error over squared target that is rounding of float32, no reason to choose.
+
+Where little or nothing was lost, any damping may look best, and the least undoes most.
+"""
+
 JUDGES = 64
 """Of the channels that a reader makes, how many its damping is chosen by."""
 
@@ -62,14 +68,20 @@ class Way(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was measured at a reader: in batches to fit to, and in those held out."""
+    """What was measured at a reader: in batches to fit to, and in those held out.
+
+    Of a single batch in some of its rows; where rows are kept, `aside` first says which
+    of them are held out.
+    """
 
     fitting: Any = None
     aside: Any = None
 
-    def and_also(self, part: Any, *, held: bool) -> "Found":
+    def and_also(self, other: "Found", *, held: bool) -> "Found":
         """With one more batch, on the device; gives up what there was."""
-        name = "aside" if held else "fitting"
+        if other.aside is not None:
+            return other
+        name, part = "aside" if held else "fitting", other.fitting
         before = getattr(self, name)
         if before is not None and isinstance(part, Moments):
             part = normal.joined(before, part)
@@ -78,8 +90,18 @@ class Found(NamedTuple):
         return self._replace(**{name: part})
 
     def on_host(self) -> "Found":
-        """The same in numpy; moments in double precision."""
-        return Found(*map(_on_host, self))
+        """The same in numpy; moments in double precision. No part is empty."""
+        fitting, aside = map(_on_host, self)
+        if isinstance(aside, np.ndarray):
+            sides = (~aside, aside)
+            fitting, aside = (normal.Rows(*(v[:, of] for v in fitting)) for of in sides)
+        if fitting is None or aside is None or (_count(fitting) and _count(aside)):
+            return Found(fitting, aside)
+        return Found(joined(fitting, aside))
+
+    def sound(self) -> bool:
+        """Whether all of it is finite."""
+        return all(normal.sound(part) for part in self if isinstance(part, tuple))
 
     def joined(self, other: "Found") -> "Found":
         """What was found at two readers of the same weights."""
@@ -90,6 +112,11 @@ def _on_host(part: Any) -> Any:
     if isinstance(part, Moments):
         return normal.merged([part])
     return jax.tree.map(np.asarray, part)
+
+
+def _count(part: Any) -> int:
+    """How many rows there are."""
+    return int(part.read.shape[1] if isinstance(part, normal.Rows) else part.count)
 
 
 def way_of(stop: Stop, batches: int, most_features: int, rows_each: int) -> Way:
@@ -153,7 +180,7 @@ def refitted(
     intercept = stop.bias is not None and not (mixing and is_conv(stop.reader))
     solve, error = _solvers(way, prior, intercept=intercept)
     whole = joined(found.fitting, found.aside)
-    count = int(whole.read.shape[1] if isinstance(whole, normal.Rows) else whole.count)
+    count = _count(whole)
     least = FEW if count < prior.shape[1] and way.name != "scale" else 0.0
     if way.name == "scale":
         damping = 0.0
@@ -182,6 +209,9 @@ def _chosen(
         aside, _ = normal.some_targets(aside, prior, JUDGES)
         fitting, prior = normal.some_targets(fitting, prior, JUDGES)
     solve, error = _solvers(way, prior, intercept=intercept, strict=True)
+    as_cut = Solution(prior, np.zeros((len(prior), prior.shape[-1])))
+    if error(aside, as_cut) < ROUNDING:
+        return 1e-3
 
     def loss(damping: float) -> float:
         try:

@@ -134,10 +134,10 @@ def steps_for(reader: Reader, batches: int, wanted: int) -> tuple[int, ...]:
 
 def some_made(
     reader: Reader,
-    made: Float[Array, "..."],
+    made: Shaped[Array, "..."],
     kernel: Any,
     sample: Sample = WHOLE,
-) -> Float[Array, "..."]:
+) -> Shaped[Array, "..."]:
     """Some rows of what a reader makes: its `made_axes`, and one axis of rows.
 
     The rows come after the batch axes of a contraction: see `rows_at`.

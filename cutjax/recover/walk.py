@@ -18,7 +18,7 @@ from cutjax.inputs import equal_inputs
 from cutjax.members import pruned
 from cutjax.mirror import named_leaves
 from cutjax.placed import automatic, divided, is_spread, relaxed
-from cutjax.recover import judge, normal
+from cutjax.recover import judge
 from cutjax.recover.ahead import ahead
 from cutjax.recover.lockstep import Halt, Pair, halts_of, passing, segment
 from cutjax.recover.loops import with_loops
@@ -170,7 +170,9 @@ def _steps(
     passes: Sequence[Callable],
 ) -> Iterator[Callable[..., Any]]:
     """A compiled step per halt, and one to the end."""
-    measures = [measure(job.prog, halt, job.ways) for halt in halts]
+    # Of one batch some examples are held out, where there is a damping to choose.
+    alone = len(job.inputs) == 1 and job.damping is None
+    measures = [measure(job.prog, halt, job.ways, alone=alone) for halt in halts]
     steps = [
         _measured(segment(job.prog, halts, number), measured)
         for number, measured in enumerate([*measures, None])
@@ -285,7 +287,7 @@ def _stream(
         made, parts, kernels = step(params, values, start)
         after.append({**passes(values), **made})
         for stop, part in zip(halt.stops, parts, strict=True):
-            if not normal.sound(part):
+            if not part.sound():
                 raise DataError(
                     f"what the reader of {stop.path!r} sees is NaN or infinite, in "
                     f"batch {at}; look for NaN in the inputs or the parameters"

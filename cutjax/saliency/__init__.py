@@ -94,6 +94,11 @@ def saliency(
         CutjaxError: no criterion of that name, or one that needs derivatives through a
             loop of unknown length.
 
+    Warns:
+        UserWarning: the loss of a task has no gradient; a criterion of second moments
+            sees fewer rows (examples times positions) than channels; or examples are
+            not independent.
+
     Example:
         >>> import jax.numpy as jnp, cutjax as cj
         >>> apply = lambda w, x: x @ w["a"] @ w["b"]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from cutjax._jit import jit
@@ -19,6 +20,7 @@ from cutjax.graph import Graph
 from cutjax.inputs import IN_FRONT, first
 from cutjax.placed import relaxed
 from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
+from cutjax.saliency.doubts import Read, reads_of, warn_of_few, warn_of_zeros
 from cutjax.saliency.mixing import warn_of_mixing
 from cutjax.saliency.seen import look
 from cutjax.saliency.stream import (
@@ -79,7 +81,8 @@ def gather(
 
     Returns:
         The state, for `finish`. Warns if the first example has another answer in its
-        batch than alone: rows that are not examples would be scored as such.
+        batch than alone: rows that are not examples would be scored as such. And if a
+        criterion of second moments sees fewer rows than channels.
 
     Raises:
         DataError: empty data, a missing target, a loss that is no scalar, leaves of
@@ -89,7 +92,8 @@ def gather(
     check_params(params, graph)
     params = relaxed(params)
     problem = Problem(apply, params, graph, losses)
-    step = _step(problem, criteria)
+    reads: set[Read] = set()
+    step = _step(problem, criteria, reads)
     size = _batch_size(criteria, batch_size)
     if size is not None:
         batches = rebatched(batches, size, problem.tasks)
@@ -104,6 +108,9 @@ def gather(
         state = step(state, *args)
         if first_step:
             warn_of_mixing(problem, inputs)
+    # Under a transformation nothing is known, which `finish` says.
+    if state is not None and not isinstance(state.examples, Tracer):
+        warn_of_few(reads, criteria, int(state.examples))
     return state  # type: ignore[return-value]  (no batch is an error above)
 
 
@@ -127,7 +134,8 @@ def finish(
         state: from `gather`; None if no criterion needs data.
 
     Returns:
-        Per criterion, task and group, f32[n].
+        Per criterion, task and group, f32[n]. Warns of a task whose loss has no
+        gradient.
 
     Raises:
         DataError: a loss or a score is NaN or infinite; names task, batch, group.
@@ -143,6 +151,7 @@ def finish(
             sums = _sums(state, criterion, name)
         out[name] = criterion.scores(problem, sums)
         check_finite(out[name], name)
+        warn_of_zeros(problem, name, criterion.measure, out[name])
     return out
 
 
@@ -189,8 +198,10 @@ def score(
     return finish(apply, params, graph, losses, criteria=criteria, state=state)
 
 
-def _step(problem: Problem, criteria: Mapping[str, Criterion]) -> Callable[..., State]:
-    """One batch into the state; jitted once for all batches."""
+def _step(
+    problem: Problem, criteria: Mapping[str, Criterion], reads: set[Read]
+) -> Callable[..., State]:
+    """One batch into the state; jitted once for all batches. Notes what is read."""
     measures = {c.measure.name: c.measure for c in criteria.values() if c.measure}
     needs = frozenset().union(*(m.needs for m in measures.values()))
     see = look(problem, needs)
@@ -198,6 +209,7 @@ def _step(problem: Problem, criteria: Mapping[str, Criterion]) -> Callable[..., 
     def step(state: State | None, params, inputs, targets, weights) -> State:
         done = jnp.int32(0) if state is None else state.examples
         seen = see(params, inputs, targets, weights, done)
+        reads.update(reads_of(seen))
         here = problem._replace(params=params)
         more = {name: m.of(seen, here) for name, m in measures.items()}
         once = {name: m.once(seen, here) for name, m in measures.items() if m.once}
@@ -282,5 +294,8 @@ def _check_losses(problem: Problem, state: State) -> None:
             raise DataError(
                 f"the loss of task {task!r} is NaN or infinite in batch {batch} of "
                 f"{int(state.batches)}; look for NaN in inputs, targets and "
-                "parameters, and for a loss that overflows"
+                "parameters, and for a loss that overflows. Losses are taken of one "
+                "example at a time: a mean over labelled ones, as (l * m).sum() / "
+                "m.sum() or nanmean, is 0/0 where there is none: divide by "
+                "jnp.maximum(m.sum(), 1)"
             )
