@@ -119,6 +119,11 @@ NONE: dict[str, Any] = {
     "attention": lambda h: jax.nn.softmax(h @ h.T / jnp.sqrt(8.0)) @ h,
     "a scale copied": lambda h: h * jnp.broadcast_to(X[:, :1] / 8, h.shape),
     "a complex number": lambda h: jnp.abs(h - (total(h) + 0j) / (8 + 8j)),
+    "a ratio of norms": lambda h: h * (0.5 * (root(h) / root(jnp.tanh(h)))),
+    "a ratio of roots": lambda h: (
+        h * (lax.rsqrt(total(h**4)) / lax.rsqrt(total(h**2)) / 3)
+    ),
+    "a small power": lambda h: h * (total(h * h) ** 1e-3 / 7.0),
 }
 
 

@@ -50,7 +50,10 @@ def count_in(number: float, summed: Summed) -> int | None:
 
 
 def _root(number: float, power: float) -> float | None:
-    return number ** (1 / power) if number > 0 else None
+    if number <= 0:
+        return None
+    with np.errstate(all="ignore"):
+        return float(np.float_power(number, 1 / power))
 
 
 def joint(values: Sequence[Value]) -> Summed | None:
@@ -114,6 +117,8 @@ def ratio(values: Sequence[Value]) -> Summed | None:
     if above.summed.power == 1 or above.summed.dims != below.summed.dims:
         return None
     power = above.summed.power - below.summed.power
+    if power == 0:  # of two norms: nothing that grows with the channels
+        return None
     return Summed(above.summed.dims, (above.summed, below.summed), power)
 
 
