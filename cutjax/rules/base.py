@@ -10,6 +10,7 @@ sizes: `k.count(var)` is the kept width of an axis, `k.mask(var)` its kept posit
 parameters is not enough (control flow, counts, iota).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -25,10 +26,10 @@ class Summed:
 
     `runs`: the axes of each sum in turn, where a sum went on. `power`: what became of
     it since, such as 0.5 for its root. `centred`: squares of what had its mean over
-    these axes subtracted were summed.
+    these axes subtracted were summed. `less`: by which the divisor is below the count.
     """
 
-    __slots__ = ("centred", "mean", "parents", "power", "runs")
+    __slots__ = ("centred", "less", "mean", "parents", "power", "runs")
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class Summed:
         centred: bool = False,
     ):
         self.runs, self.parents, self.power = runs, parents, power
-        self.centred, self.mean = centred, False
+        self.centred, self.mean, self.less = centred, False, 0.0
 
     @property
     def dims(self) -> tuple[Var, ...]:
@@ -63,12 +64,14 @@ class Summed:
                 found.append(one)
         return Summed(self.runs[:first], tuple(found), self.power, self.centred)
 
-    def mark_mean(self, first: int = 0) -> None:
+    def mark_mean(self, first: int = 0, less: float = 0) -> None:
         """The sums from number `first` on, and those in them, are parts of a mean."""
-        self.mean = True
+        self.mean, self.less = True, less
+        size = math.prod(d.size for d in self.dims)
         for parent in self.parents:
             if len(parent.runs) > first:
-                parent.mark_mean(first)
+                share = math.prod(d.size for d in parent.dims) / size
+                parent.mark_mean(first, less * share)
 
 
 def summed_over(

@@ -157,7 +157,7 @@ def _infer_scale(divide: bool):
             shared = share(w, value, found.number, eqn.outvars[0].aval.dtype)
             moment = value.moment if value.moment and value.moment.order else None
             return [Value(dims, summed=summed, share=shared, moment=moment)]
-        summed.mark_mean(count.first)
+        summed.mark_mean(*count)
         counted = summed.since(count.first)
         w.note_mean(counted)
         return [
