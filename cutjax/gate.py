@@ -5,6 +5,7 @@ to a gate is the sum over positions of activation times gradient of that channel
 it is read: exactly the first-order change of the loss when the channel is scaled away.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,8 +37,10 @@ def gate(apply: Callable[..., Any], graph: Graph) -> Callable[..., Any]:
     Returns:
         `gated(gates, params, *inputs)`; `gates` maps names of groups to f32[n], groups
         not named are not gated. A channel is gated where it is summed over: at dense
-        layers, convolutions, attention products and plain sums, but not in means that
-        normalise. Where both operands depend on data, one of them is gated.
+        layers, convolutions, attention products and plain sums. In a mean it is gated
+        only where nothing but means reads the group (members of an ensemble), which
+        then are weighted by the gates; means that normalise are not gated. Where both
+        operands depend on data, one of them is gated.
 
     Raises:
         KeepError: when called, for an unknown group or a gate of the wrong size.
@@ -68,19 +71,34 @@ def gate(apply: Callable[..., Any], graph: Graph) -> Callable[..., Any]:
 def gated_operand(kept: Kept, reader: Reader, args: Sequence[Any], gates: Gates) -> Any:
     """The operand that a reader sums over, its channels times their gates."""
     site, operand = reader.site, args[reader.site.at]
-    if site.summed is not None and site.summed.mean:
-        return operand
+    mean = site.summed is not None and site.summed.mean
     inner = {v for d in site.inner for v in leaf_vars(d)}
     for axis in site.axes:
         var = reader.ins[site.at].dims[axis]
         found = {v: kept.name(v) or "" for v in leaf_vars(var) if v in inner}
-        names = {v: name for v, name in found.items() if name in gates}
+        names = {
+            v: name
+            for v, name in found.items()
+            if name in gates and (not mean or v in site.alone)
+        }
         if names:
             shape = [1] * operand.ndim
             shape[axis] = -1
-            vector = _vector(var, names, gates).reshape(shape)
-            operand = operand * vector.astype(operand.dtype)
+            vector = _vector(var, names, gates)
+            vector = _weights(vector, site.summed) if mean else vector
+            operand = operand * vector.reshape(shape).astype(operand.dtype)
     return operand
+
+
+def _weights(gates: Float[Array, "n"], summed: Any) -> Float[Array, "n"]:
+    """Gates over their mean: what is divided by the full count is a weighted mean.
+
+    An unbiased variance divides by one less, shared among all axes that it counts.
+    """
+    full = len(gates)
+    less = summed.less * full / math.prod(d.size for d in summed.dims)
+    left = gates.sum() - less
+    return gates * ((full - less) / jnp.where(left > 0, left, 1))
 
 
 def _vector(var: Var, names: Mapping[Var, str], gates: Gates) -> Float[Array, "_"]:

@@ -18,6 +18,7 @@ import cutjax.rules  # noqa: F401  (fills the table of rules)
 from cutjax._compat import Literal, bind, scope_of, user_line
 from cutjax.dims import Axis, Concat, Fixed, Leaf, Product
 from cutjax.errors import KeepError
+from cutjax.means import mark_alone
 from cutjax.rules.base import RULES, Value, counts
 from cutjax.told import pin_constants
 from cutjax.unify import PRODUCT, Link, Solver, Var, find, parts_of
@@ -352,6 +353,8 @@ def resized(
     ]
     frame = walker.run(jax.make_jaxpr(fn)(*map(_full_aval, in_axes, args)), ins)
     pin_constants(walker)
+    if hook is not None:
+        mark_alone(walker.frames)
     known = out_axes(ins, frame.outs) if out_axes else [None] * len(frame.outs)
     for value, axes in zip(frame.outs, known, strict=True):
         if axes is not None:

@@ -20,7 +20,8 @@ class Site(NamedTuple):
     """A place where channels are read: operand `at` is summed over its axes `axes`.
 
     `inner` are the axes contracted; of a grouped convolution only those in a group.
-    `looped`: inside of a loop or branch, from where no value can be taken out.
+    `looped`: inside of a loop or branch, from where no value can be taken out. `alone`:
+    the channel axes that nothing but means reads, known once all was walked.
     """
 
     at: int
@@ -28,6 +29,7 @@ class Site(NamedTuple):
     inner: tuple[Var, ...]
     summed: Summed | None = None
     looped: bool = False
+    alone: frozenset[Var] = frozenset()
 
 
 class Term(NamedTuple):

@@ -577,3 +577,35 @@ def test_outputs_that_are_no_numbers_are_not_compared():
     want = outputs(apply, p, x)["task"]
     wrong = [np.sum((outputs(fn, w, x)["task"] - want) ** 2) for w in (small, plain)]
     assert wrong[0] < wrong[1]
+
+
+FILLED: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "zeros plus": (lambda y: jnp.zeros((64, 6)) + y, 0.0),
+    "plus ones_like": (lambda y: y + jnp.ones_like(y), 1.0),
+    "minus full": (lambda y: y - jnp.full((64, 6), 0.5), -0.5),
+    "a carry of zeros": (
+        lambda y: jax.lax.scan(lambda c, u: (c + u, None), jnp.zeros((64, 6)), y[None])[
+            0
+        ],
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FILLED)
+def test_an_array_of_one_number_may_be_added_to_what_a_reader_makes(how):
+    """Like that number alone, which the way goes on through."""
+    fill, number = FILLED[how]
+    params = {"a": normal(1, 3, 8), "b": normal(2, 8, 6) / 3, "o": normal(3, 6, 2)}
+    x, fitted = normal(4, 64, 3), []
+    for step in (fill, lambda y: y + number):
+
+        def apply(p: Any, x: Any, step: Any = step) -> Any:
+            return jnp.tanh(step(jax.nn.relu(x @ p["a"]) @ p["b"])) @ p["o"]
+
+        graph = cj.trace(apply, params, x)
+        keep = {"a:1": off(8, 1, 4)}
+        fitted.append(cj.compensate(apply, params, graph, keep, [(x,)], **QUIET)[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *fitted
+    )

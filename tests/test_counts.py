@@ -31,10 +31,35 @@ def root(h: jax.Array) -> jax.Array:
     return jnp.linalg.norm(h, axis=-1, keepdims=True)
 
 
+def centred(h: jax.Array) -> jax.Array:
+    return h - h.mean(-1, keepdims=True)
+
+
+def copies(h: jax.Array, n: int) -> jax.Array:
+    """At n positions, each a little different."""
+    return h[:, None] * (1 + jnp.arange(n, dtype=h.dtype))[:, None]
+
+
 MEANS: dict[str, Any] = {
     "mean": lambda h: h - h.mean(-1, keepdims=True),
     "variance": lambda h: h * lax.rsqrt(h.var(-1, keepdims=True) + 1e-3),
     "unbiased": lambda h: h / (h.std(-1, keepdims=True, ddof=1) + 0.1),
+    "unbiased by hand": lambda h: (
+        h * lax.rsqrt(total(centred(h) ** 2) / (width(h) - 1) + 1e-3)
+    ),
+    "unbiased, weighted": lambda h: h / (total(3 * centred(h) ** 2) / (width(h) - 1)),
+    "unbiased, an inner product": lambda h: (
+        h * (jnp.einsum("bc,bc->b", centred(h), centred(h)) / (width(h) - 1))[:, None]
+    ),
+    "unbiased of all": lambda h: h / h.var(ddof=1),
+    "unbiased of a complex number": lambda h: (
+        h / (h * (1 + 1j)).var(-1, ddof=1)[:, None]
+    ),
+    "of sums over positions": lambda h: h * copies(h, 5).sum(1).mean(-1)[:, None],
+    "of means over positions": lambda h: h * copies(h, 8).mean(1).mean(-1)[:, None],
+    "after one over positions": lambda h: (
+        h * (copies(h, 5).sum(-1).mean(1) / width(h))[:, None]
+    ),
     "root by root": lambda h: h / (root(h) / jnp.sqrt(width(h)) + 0.1),
     "root by a power": lambda h: h / (root(h) * width(h) ** -0.5 + 0.1),
     "one over a root": lambda h: h * (lax.rsqrt(total(h * h)) * jnp.sqrt(width(h))),
@@ -119,6 +144,14 @@ NONE: dict[str, Any] = {
     "attention": lambda h: jax.nn.softmax(h @ h.T / jnp.sqrt(8.0)) @ h,
     "a scale copied": lambda h: h * jnp.broadcast_to(X[:, :1] / 8, h.shape),
     "a complex number": lambda h: jnp.abs(h - (total(h) + 0j) / (8 + 8j)),
+    "one less than the channels": lambda h: h * (total(h) / 7),
+    "one less of squares": lambda h: h * (total(h * h) / 7),
+    "as many positions": lambda h: h * copies(h, 8).sum(-1).mean(1)[:, None],
+    "a ratio of norms": lambda h: h * (0.5 * (root(h) / root(jnp.tanh(h)))),
+    "a ratio of roots": lambda h: (
+        h * (lax.rsqrt(total(h**4)) / lax.rsqrt(total(h**2)) / 3)
+    ),
+    "a small power": lambda h: h * (total(h * h) ** 1e-3 / 7.0),
 }
 
 

@@ -21,6 +21,7 @@ LAYERS = [
             "walk",
             "zeros",
             "told",
+            "means",
             "liveness",
             "flow",
             "activations",

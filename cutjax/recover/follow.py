@@ -115,9 +115,9 @@ def _parameter(prog: Program, atom: Any) -> tuple[Any, int | None] | None:
     if index is None or len(prog.users[atom]) != 1:
         return None
     eqn = prog.frame.jaxpr.eqns[index]
-    if eqn.primitive is not SPREAD or eqn.invars[0] not in prog.origins:
-        return None
-    return eqn.invars[0], index
+    (first, *_) = eqn.invars
+    repeats = eqn.primitive is SPREAD and not isinstance(first, Literal)
+    return (first, index) if repeats and first in prog.origins else None
 
 
 def is_affine(prim: Any, at: int) -> bool:

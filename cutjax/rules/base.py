@@ -10,6 +10,7 @@ sizes: `k.count(var)` is the kept width of an axis, `k.mask(var)` its kept posit
 parameters is not enough (control flow, counts, iota).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -23,32 +24,73 @@ from cutjax.unify import Var
 class Summed:
     """Axes that were summed over; `mean` once a division by their count was seen.
 
-    `power`: what became of the sum since, such as 0.5 for its root.
+    `runs`: the axes of each sum in turn, where a sum went on. `power`: what became of
+    it since, such as 0.5 for its root. `centred`: squares of what had its mean over
+    these axes subtracted were summed. `less`: by which the divisor is below the count.
     """
 
-    __slots__ = ("dims", "mean", "parents", "power")
+    __slots__ = ("centred", "less", "mean", "parents", "power", "runs")
 
     def __init__(
         self,
-        dims: tuple[Var, ...],
+        runs: tuple[tuple[Var, ...], ...],
         parents: tuple["Summed", ...] = (),
         power: float = 1.0,
+        centred: bool = False,
     ):
-        self.dims, self.parents, self.power = dims, parents, power
-        self.mean = False
+        self.runs, self.parents, self.power = runs, parents, power
+        self.centred, self.mean, self.less = centred, False, 0.0
 
-    def mark_mean(self) -> None:
-        """This sum, and the sums that it was made of, are parts of a mean."""
-        self.mean = True
+    @property
+    def dims(self) -> tuple[Var, ...]:
+        """All axes summed over."""
+        return self.since(0)
+
+    def since(self, first: int) -> tuple[Var, ...]:
+        """The axes of the sums from number `first` on."""
+        return tuple(d for run in self.runs[first:] for d in run)
+
+    def until(self, first: int) -> "Summed | None":
+        """What is left once a mean was made of the sums from number `first` on."""
+        if not first:
+            return None
+        found: list[Summed] = []
+        todo: list[Summed] = [self]
+        while todo:
+            one = todo.pop()
+            if len(one.runs) > first:
+                todo += one.parents
+            else:
+                found.append(one)
+        return Summed(self.runs[:first], tuple(found), self.power, self.centred)
+
+    def mark_mean(self, first: int = 0, less: float = 0) -> None:
+        """The sums from number `first` on, and those in them, are parts of a mean."""
+        self.mean, self.less = True, less
+        size = math.prod(d.size for d in self.dims)
         for parent in self.parents:
-            parent.mark_mean()
+            if len(parent.runs) > first:
+                share = math.prod(d.size for d in parent.dims) / size
+                parent.mark_mean(first, less * share)
 
 
-def summed_over(before: Summed | None, gone: tuple[Var, ...]) -> Summed:
-    """A sum that goes on over more axes; for a mean all of them count."""
+def summed_over(
+    before: Summed | None, gone: tuple[Var, ...], centred: bool = False
+) -> Summed:
+    """A sum that goes on over more axes; for a mean all of them count, or the last."""
     if before is None or before.power != 1:
-        return Summed(gone)
-    return Summed(before.dims + gone, (before,))
+        return Summed((gone,), centred=centred)
+    return Summed((*before.runs, gone), (before,), centred=centred and before.centred)
+
+
+class Moment(NamedTuple):
+    """A mean over some axes (order 0), what it was subtracted from (1), or squares (2).
+
+    Their sum may be divided by one less than their count.
+    """
+
+    dims: tuple[Var, ...]
+    order: int
 
 
 class Share(NamedTuple):
@@ -73,7 +115,7 @@ class Value(NamedTuple):
     `data`: whether it depends on the inputs; `const`: on nothing, neither inputs nor
     parameters. `param`: the parameter leaf that it is a moved copy of. `joined`: it is
     put together of such copies. `index`: the constant indices that picked it, or where
-    they wrote to.
+    they wrote to. `moment`: that it is a mean, or was centred by one.
     """
 
     dims: tuple[Var, ...]
@@ -85,6 +127,7 @@ class Value(NamedTuple):
     index: Any = None
     share: Share | None = None
     joined: bool = False
+    moment: Moment | None = None
 
 
 class Rule(NamedTuple):

@@ -1,6 +1,7 @@
 """Contractions: dot_general and convolution, where groups are made and read."""
 
 from cutjax.rules.base import Summed, Value, rule, shape_of
+from cutjax.rules.moments import is_centred, multiplied
 from cutjax.unify import POSITIONS, WINDOW
 
 
@@ -18,18 +19,21 @@ def _dot(w, eqn, ins):
     batch = [a[i] for i in left_batch]
     inner = [a[i] for i in left]
     cost = (*batch, *inner, *free_a, *free_b)
-    summed = _weighted_sum(ins, inner, free_a, free_b)
+    summed = _weighted_sum(w, ins, inner, free_a, free_b)
     w.contraction(ins, (left, right), inner, (free_a, free_b), cost, summed)
     return [Value((*batch, *free_a, *free_b), summed=summed)]
 
 
-def _weighted_sum(ins, inner, free_a, free_b):
+def _weighted_sum(w, ins, inner, free_a, free_b):
     """What a mean may end: an inner product of activations, or one with ones."""
     a, b = ins
     plain = [all(d.size == 1 for d in free) for free in (free_a, free_b)]
     product = a.data and b.data and all(plain)
     ones = (a.data and b.const and plain[1]) or (b.data and a.const and plain[0])
-    return Summed(tuple(inner)) if inner and (product or ones) else None
+    if not inner or not (product or ones):
+        return None
+    centred = w.pulls() or is_centred(multiplied(a, b), inner)
+    return Summed((tuple(inner),), centred=centred)
 
 
 def _groups(k, eqn, ins, outs):

@@ -1,10 +1,11 @@
 """Numbers that count: where a division makes a mean of a sum, and what it becomes.
 
 A count shrinks with the axes that it counts. It is known by its value: that of the
-sizes of the axes summed over, or one less in an unbiased variance. The division may
-follow the sum (`x.sum() / n`) or its root (`norm(x) / sqrt(n)`), come before it
-(`(x / n).sum()`), or be that of a sum which was transposed: the cotangent of a mean is
-divided first and then copied to all that were averaged.
+sizes of the axes summed over, all or those of the last sums, or one less in an unbiased
+variance, where squares of what was centred were summed. The division may follow the
+sum (`x.sum() / n`) or its root (`norm(x) / sqrt(n)`), come before it (`(x / n).sum()`),
+or be that of a sum which was transposed: the cotangent of a mean is divided first and
+then copied to all that were averaged.
 """
 
 import math
@@ -30,9 +31,9 @@ def total(dims: Iterable[Var]) -> int:
     return math.prod(d.size for d in dims)
 
 
-def is_count(number: float | None, of: int) -> int | None:
-    """0 for the full count, 1 for one less (an unbiased variance), else None."""
-    for less in (0, 1):
+def is_count(number: float | None, of: int, most: int = 1) -> int | None:
+    """0 for the full count, up to `most` for less (an unbiased variance), else None."""
+    for less in range(most + 1):
         if number is not None and of > less + 1 and _near(number, of - less):
             return less
     return None
@@ -42,15 +43,28 @@ def _near(a: float, b: int) -> bool:
     return abs(a - b) <= 1e-6 * abs(b)
 
 
-def count_in(number: float, summed: Summed) -> int | None:
-    """`is_count` for what divides a power of a sum: a root by the root of the count."""
-    if summed.power == 1:
-        return is_count(number, total(summed.dims))
-    return is_count(_root(number, summed.power), total(summed.dims))
+class Count(NamedTuple):
+    """Counted are, but for `less` of them, what the sums from number `first` on sum."""
+
+    first: int
+    less: int
+
+
+def count_in(number: float, summed: Summed) -> Count | None:
+    """What a divisor of a power of sums counts: a root, by the root of the count."""
+    by = number if summed.power == 1 else _root(number, summed.power)
+    for first in range(len(summed.runs)):
+        less = is_count(by, total(summed.since(first)), int(summed.centred))
+        if less is not None:
+            return Count(first, less)
+    return None
 
 
 def _root(number: float, power: float) -> float | None:
-    return number ** (1 / power) if number > 0 else None
+    if number <= 0:
+        return None
+    with np.errstate(all="ignore"):
+        return float(np.float_power(number, 1 / power))
 
 
 def joint(values: Sequence[Value]) -> Summed | None:
@@ -61,14 +75,19 @@ def joint(values: Sequence[Value]) -> Summed | None:
     first, *others = dict.fromkeys(found)
     if any((total(s.dims), s.power) != (total(first.dims), first.power) for s in found):
         return None
-    return Summed(first.dims, (first, *others), first.power) if others else first
+    if not others:
+        return first
+    shapes = {tuple(map(total, s.runs)) for s in found}
+    runs = first.runs if len(shapes) == 1 else (first.dims,)
+    centred = all(s.centred for s in found)
+    return Summed(runs, (first, *others), first.power, centred)
 
 
-def kept_counts(k: Any, summed: Summed) -> set[int]:
+def kept_counts(k: Any, summed: Summed, first: int = 0) -> set[int]:
     """How many of the things summed stay: several, of alternatives that differ."""
     alike = [s for s in summed.parents if total(s.dims) == total(summed.dims)]
-    own = {math.prod(k.count(d) for d in summed.dims)}
-    return own.union(*(kept_counts(k, s) for s in alike))
+    own = {math.prod(k.count(d) for d in summed.since(first))}
+    return own.union(*(kept_counts(k, s, first) for s in alike if len(s.runs) > first))
 
 
 def some_of(value: Value, dims: tuple[Var, ...]) -> Value:
@@ -93,17 +112,17 @@ def powered(value: Value, power: float) -> Summed | None:
     summed = value.summed
     if summed is None or power == 0:
         return None
-    return Summed(summed.dims, (summed,), summed.power * power)
+    return Summed(summed.runs, (summed,), summed.power * power, summed.centred)
 
 
-def taken(w: Any, summed: Summed, number: float) -> Share | None:
+def taken(w: Any, summed: Summed, number: float, first: int) -> Share | None:
     """What is left to ask of a mean: a cotangent may be one by chance.
 
     It was summed over other axes, as many as those that it will be copied to.
     """
     if summed.power != 1 or not w.pulls():
         return None
-    return Share((number,), True, as_if=summed.dims)
+    return Share((number,), True, as_if=summed.since(first))
 
 
 def ratio(values: Sequence[Value]) -> Summed | None:
@@ -114,7 +133,9 @@ def ratio(values: Sequence[Value]) -> Summed | None:
     if above.summed.power == 1 or above.summed.dims != below.summed.dims:
         return None
     power = above.summed.power - below.summed.power
-    return Summed(above.summed.dims, (above.summed, below.summed), power)
+    if power == 0:  # of two norms: nothing that grows with the channels
+        return None
+    return Summed(above.summed.runs, (above.summed, below.summed), power)
 
 
 def share(w: Any, value: Value, number: float | None, dtype: Any) -> Share | None:
@@ -153,7 +174,8 @@ def rooted(ins: Sequence[Value]) -> Rooted | None:
         if over.share is None or not over.share.pulled:
             continue
         for number in over.share.numbers:
-            less = is_count(max(number, 1 / number) ** 2, total(summed.dims))
+            count = max(number, 1 / number) ** 2
+            less = is_count(count, total(summed.dims), int(summed.centred))
             if less is not None:
                 return Rooted(summed, less, 0.5 if number > 1 else -0.5)
     return None

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cutjax._compat import primitive, varying_like
-from cutjax.rules.base import Value, rule
+from cutjax.rules.base import Moment, Value, rule
 from cutjax.rules.counts import (
     count_in,
     joint,
@@ -24,6 +24,7 @@ from cutjax.rules.counts import (
     taken,
     total,
 )
+from cutjax.rules.moments import added, multiplied, raised
 from cutjax.unify import Var
 
 UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e
@@ -40,6 +41,8 @@ shift_right_logical xor zeta random_gamma threefry2x32 threefry4x32
 philox2x32 philox4x32"""
 # Through these a sum of n things stays a sum of n things, up to a factor.
 LINEAR = ("convert_element_type", "neg", "copy", "stop_gradient", "reduce_precision")
+# Through these what was centred is, up to a sign or what complex numbers are made of.
+PARTS = ("abs", "conj", "imag", "real")
 
 
 def same_axes(w: Any, eqn: Any, ins: list[Value]) -> list[tuple[Var, ...]]:
@@ -56,9 +59,14 @@ def same_axes(w: Any, eqn: Any, ins: list[Value]) -> list[tuple[Var, ...]]:
     return [tuple(out)] * len(eqn.outvars)
 
 
-@rule(" ".join(n for n in UNARY.split() if n not in LINEAR) + " " + NARY)
+@rule(" ".join(n for n in UNARY.split() if n not in LINEAR + PARTS) + " " + NARY)
 def _infer(w, eqn, ins):
     return same_axes(w, eqn, ins)
+
+
+@rule(" ".join(PARTS))
+def _part(w, eqn, ins):
+    return [Value(ins[0].dims, moment=ins[0].moment)]
 
 
 @rule(" ".join(LINEAR))
@@ -77,7 +85,8 @@ def _add(w, eqn, ins):
     both = all(value.summed is not None for value in ins)
     summed = joint(ins) if both else None
     same = ins[0].share == ins[1].share
-    return [Value(dims, summed=summed, share=ins[0].share if same else None)]
+    shared = ins[0].share if same else None
+    return [Value(dims, summed=summed, share=shared, moment=added(*ins))]
 
 
 @rule("max min clamp select_n")
@@ -88,7 +97,9 @@ def _choose(w, eqn, ins):
         return [Value(dims, summed=joint(ins))]
     shares = {v.share for v in ins[1:] if v.known is None or v.known != 0}
     same = shares.pop() if len(shares) == 1 else None
-    return [Value(dims, summed=joint(ins[1:]), share=same)]
+    moments = {v.moment for v in ins[1:] if v.known is None}
+    moment = moments.pop() if len(moments) == 1 else None
+    return [Value(dims, summed=joint(ins[1:]), share=same, moment=moment)]
 
 
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0, "square": 2.0}
@@ -101,7 +112,8 @@ def _power(w, eqn, ins):
     power = POWERS.get(eqn.primitive, eqn.params.get("y"))
     if power is None:
         power = number_of(ins[1])
-    return [Value(dims, summed=None if power is None else powered(ins[0], power))]
+    summed = None if power is None else powered(ins[0], power)
+    return [Value(dims, summed=summed, moment=raised(ins[0], power))]
 
 
 class Quotient(NamedTuple):
@@ -124,12 +136,12 @@ def _quotient(ins, divide: bool) -> Quotient | None:
 
 def _of_arrays(w, ins, dims, divide: bool) -> Value:
     if divide:
-        return Value(dims, summed=ratio(ins))
+        return Value(dims, summed=ratio(ins), moment=multiplied(ins[0], Value(())))
     root = rooted(ins)
     if root is not None:
         root.summed.mark_mean()
         w.note_mean(root.summed.dims)
-    return Value(dims)
+    return Value(dims, moment=multiplied(*ins))
 
 
 def _infer_scale(divide: bool):
@@ -140,12 +152,22 @@ def _infer_scale(divide: bool):
             return [_of_arrays(w, ins, dims, divide)]
         value = ins[found.at]
         summed = value.summed
-        if summed is None or count_in(found.number, summed) is None:
+        count = None if summed is None else count_in(found.number, summed)
+        if summed is None or count is None:
             shared = share(w, value, found.number, eqn.outvars[0].aval.dtype)
-            return [Value(dims, summed=summed, share=shared)]
-        summed.mark_mean()
-        w.note_mean(summed.dims)
-        return [Value(dims, share=taken(w, summed, found.number))]
+            moment = value.moment if value.moment and value.moment.order else None
+            return [Value(dims, summed=summed, share=shared, moment=moment)]
+        summed.mark_mean(*count)
+        counted = summed.since(count.first)
+        w.note_mean(counted)
+        return [
+            Value(
+                dims,
+                summed=summed.until(count.first),
+                share=taken(w, summed, found.number, count.first),
+                moment=Moment(counted, 0) if summed.power == 1 else None,
+            )
+        ]
 
     return infer
 
@@ -158,11 +180,13 @@ def _evaluate_scale(divide: bool):
             root = rooted(ins) if found is None and not divide else None
             return [scaled(out, root.lack(ev.k) if root else 1)]
         summed = ins[found.at].summed
-        kept, *others = kept_counts(ev.k, summed)
+        count = count_in(found.number, summed)
+        first = count.first if count else 0
+        kept, *others = kept_counts(ev.k, summed, first)
         if others:
             raise ev.error(eqn, *_DIFFER)
-        if kept != total(summed.dims):
-            new = _new_count(ev, eqn, found.number, summed, kept)
+        if kept != total(summed.since(first)):
+            new = _new_count(ev, eqn, found.number, summed, count, kept)
             args, by = list(args), args[1 - found.at]
             number = np.full(np.shape(by), new if divide else 1 / new, by.dtype)
             args[1 - found.at] = varying_like(number, args[found.at])
@@ -178,11 +202,10 @@ _DIFFER = (
 )
 
 
-def _new_count(ev, eqn, number: float, summed, kept: int) -> float | int:
-    less = count_in(number, summed)
-    if less is not None:
+def _new_count(ev, eqn, number: float, summed, count, kept: int) -> float | int:
+    if count is not None:
         # A variance over a single kept channel would divide by zero.
-        left = max(kept - less, 1)
+        left = max(kept - count.less, 1)
         return left if summed.power == 1 else left**summed.power
     cut = total(d for d in summed.dims if ev.k.count(d) != d.size)
     whole = summed.power == 1 and float(number).is_integer()

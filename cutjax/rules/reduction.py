@@ -2,8 +2,17 @@
 
 import jax
 
-from cutjax.rules.base import Summed, counts, rest, rule, shape_of, summed_over
+from cutjax.rules.base import (
+    Moment,
+    Summed,
+    counts,
+    rest,
+    rule,
+    shape_of,
+    summed_over,
+)
 from cutjax.rules.counts import counts_next, factor, number_of, scaled, total
+from cutjax.rules.moments import is_centred, squares
 from cutjax.unify import POSITIONS
 
 
@@ -18,19 +27,23 @@ def _summed_shares(ev, eqn, sub, ins, outs, args):
 def _sum(w, eqn, ins):
     value, axes = ins[0], eqn.params["axes"]
     gone = tuple(value.dims[i] for i in axes)
-    summed = summed_over(value.summed, gone)
+    # A cotangent shows no squares: what it is divided by was for the forward pass.
+    centred = w.pulls() or is_centred(value.moment, gone)
+    summed = summed_over(value.summed, gone, centred)
     w.read(value, gone, summed)
     value = value._replace(dims=rest(value.dims, axes), param=None, joined=False)
     if counts_next(value.share, gone):
         summed.mark_mean()
         w.note_mean(gone)
-        return [value._replace(summed=None, share=None, known=None)]
+        mean = Moment(gone, 0)
+        return [value._replace(summed=None, share=None, known=None, moment=mean)]
     number = number_of(value)
     return [
         value._replace(
             summed=summed,
             share=value.share if total(gone) == 1 else None,
             known=None if number is None else number * total(gone),
+            moment=squares(value.moment),
         )
     ]
 
@@ -50,7 +63,7 @@ def _max(w, eqn, ins):
         return _pinning(w, eqn, ins)
     value, axes = ins[0], eqn.params["axes"]
     gone = tuple(value.dims[i] for i in axes)
-    w.read(value, gone, Summed(gone))
+    w.read(value, gone, Summed((gone,)))
     return [rest(value.dims, axes)]
 
 
