@@ -37,11 +37,11 @@ class Seen(NamedTuple):
     reader, slope rows at what it makes, `[b, t, positions, m]`. Slopes of these two are
     draws whose second moment is the losses' curvature (`curvature`). `kernels`: per
     (reader, group) `[k, n, m]`. `energies`: per reader, squares of what it reads for
-    each row that it makes, as its kernel weighs them, `[b, positions]`. `activations`: per group, what
-    each of its readers reads, `[b, positions, n]`. `slopes`: per floating parameter,
-    the gradient of the summed losses, `[t, ...]`. `of_gates`, `of_weights`: the summed
-    losses `[t]` as functions of gates common to all examples, and of
-    `{path: parameter}`.
+    each row that it makes, as its kernel weighs them, `[b, positions]`. `activations`:
+    per group, what each of its readers reads, `[b, positions, n]`. `slopes`: per
+    floating parameter, the gradient of the summed losses, `[t, ...]`. `of_gates`,
+    `of_weights`: the summed losses `[t]` as functions of gates common to all examples,
+    and of `{path: parameter}`.
     """
 
     weights: Float[Array, "b"]
