@@ -84,20 +84,27 @@ def kernel_matrix(reader: Reader, kernel: Float[Array, "..."]) -> Float[Array, "
 def energy(
     reader: Reader, values: Float[Array, "..."], kernel: Float[Array, "..."]
 ) -> Float[Array, "p"]:
-    """The squared length of what is read for each row of what a reader makes."""
-    axes = channel_axes(reader, reader.site.at)
-    squares = jnp.sum(jnp.square(values.astype(jnp.float32)), axes, keepdims=True)
+    """What is read for each row of what a reader makes: squares, as its kernel weighs.
+
+    The same in whatever units the channels are.
+    """
+    p, at = reader.eqn.params, reader.site.at
+    axes, taken = channel_axes(reader, at), channel_axes(reader, 1 - at)
+    squares = jnp.square(values.astype(jnp.float32))
+    weights = jnp.square(kernel.astype(jnp.float32))
     if not is_conv(reader):
-        return squares.reshape(-1)
-    p = reader.eqn.params
+        made = tuple(a for a in range(kernel.ndim) if a not in taken)
+        # What is left of the kernel's axes is in order; `taken` pairs with `axes`.
+        order = [sorted(taken).index(a) for a in taken]
+        weights = weights.sum(made).transpose(order)
+        read = tuple(range(weights.ndim))
+        return jnp.tensordot(squares, weights, (axes, read)).reshape(-1)
     numbers = p["dimension_numbers"]
-    shape = [
-        kernel.shape[a] if a in numbers.rhs_spec[2:] else 1 for a in range(kernel.ndim)
-    ]
+    out = numbers.rhs_spec[0]
     same = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     seen = jax.lax.conv_general_dilated(
         squares,
-        jnp.ones(shape, jnp.float32),
+        weights.sum(out, keepdims=True),
         **{name: p[name] for name in (*same, "dimension_numbers")},
     )
     return rows(seen, out_axes(reader))[:, 0]

@@ -179,9 +179,11 @@ def ridge(
     b: np.ndarray, y: np.ndarray, prior: np.ndarray, damping: float
 ) -> np.ndarray:
     """argmin |b W - y|^2 + lambda |W - prior|^2 as one least-squares problem."""
-    weight = np.sqrt(damping * np.sum(b**2) / b.shape[1])
-    rows = np.concatenate([b, weight * np.eye(b.shape[1])])
-    return np.linalg.lstsq(rows, np.concatenate([y, weight * prior]), rcond=None)[0]
+    squares = np.sum(b**2, 0)
+    weight = np.sqrt(damping * np.maximum(squares, np.median(squares[squares > 0])))
+    rows = np.concatenate([b, np.diag(weight)])
+    wanted = np.concatenate([y, weight[:, None] * prior])
+    return np.linalg.lstsq(rows, wanted, rcond=None)[0]
 
 
 CONVS = [

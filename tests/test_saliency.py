@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
 
 import cutjax as cj
 from cutjax.errors import DataError, KeepError
@@ -370,15 +369,6 @@ def test_several_inputs_come_as_a_tuple():
 # The joint criterion, brute force. --------------------------------------------------
 
 
-def white(rows: int, m: int) -> np.ndarray:
-    """Residuals [rows, m]: of eight rows of equal inputs, signs that cancel.
-
-    No reader can explain them, and they are as white where inputs are large.
-    """
-    signs = scipy.linalg.hadamard(8)[:, 1 : m + 1]
-    return np.tile(signs, (rows // 8, 1)).astype(float)
-
-
 def refitted_loss(h: np.ndarray, y: np.ndarray, kept: list[int], per: int) -> float:
     """Half the squared error per example once the reader is refitted exactly."""
     fit = np.linalg.lstsq(h[:, kept], y, rcond=None)[0] if kept else 0.0
@@ -405,17 +395,16 @@ def half_square(out: jax.Array, target: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("positions", [1, 4])
 def test_joint_equals_brute_force_refitting(positions):
-    """A linear net, quadratic loss, white residuals: Gauss-Newton is exact.
+    """A linear net that answers its targets, a quadratic loss: Gauss-Newton is exact.
 
     With four positions the layers are 1 x 1 convolutions and the loss sums over them.
     """
-    n, channels, made = 96, 6, 3
+    n, channels, made = 2048, 6, 3
     rng = np.random.default_rng(3)
-    x = rng.normal(size=(n * positions // 8, 7)) * [1, 2, 1, 0.5, 1, 1, 0.2]
-    x = np.repeat(x, 8, 0)
+    x = rng.normal(size=(n * positions, 7)) * [1, 2, 1, 0.5, 1, 1, 0.2]
     p = {"a": rng.normal(size=(7, channels)), "b": rng.normal(size=(channels, made))}
     h = x @ p["a"]
-    y = h @ p["b"] + white(n * positions, made)
+    y = h @ p["b"]
     want, order = greedy(h, y, positions)
     kernel = (1, 1) if positions > 1 else ()
     p32 = {k: v.reshape(*kernel, *v.shape).astype(np.float32) for k, v in p.items()}
@@ -433,21 +422,21 @@ def test_joint_equals_brute_force_refitting(positions):
     got = cj.joint(
         apply, p32, graph, {"output": half_square}, data, damping=1e-6, **QUIET
     )["output"][name]
-    np.testing.assert_allclose(got, want, rtol=2e-2, atol=1e-3 * want.max())
+    np.testing.assert_allclose(got, want, rtol=6e-2, atol=1e-3 * want.max())
     assert [got[c] for c in order] == sorted(got)
 
 
 def test_joint_gives_each_task_its_own_reader():
-    n = 64
+    n = 2048
     rng = np.random.default_rng(0)
-    x = np.repeat(rng.normal(size=(n // 8, 4)), 8, 0)
+    x = rng.normal(size=(n, 4))
     p = {
         "a": rng.normal(size=(4, 4)),
         "u": np.diag([3.0, 2.0, 1.0, 0.0]),
         "v": np.diag([0.0, 1.0, 2.0, 3.0]),
     }
     h = x @ p["a"]
-    targets = {name: h @ p[name] + white(n, 4) for name in ("u", "v")}
+    targets = {name: h @ p[name] for name in ("u", "v")}
 
     def apply(p, x):
         h = x @ p["a"]
@@ -459,7 +448,7 @@ def test_joint_gives_each_task_its_own_reader():
     got = cj.joint(apply, p32, graph, losses, [(x32, y32)], damping=1e-6, **QUIET)
     for task in ("u", "v"):
         want, _ = greedy(h, targets[task], 1)
-        np.testing.assert_allclose(got[task]["a:1"], want, rtol=2e-2, atol=1e-3)
+        np.testing.assert_allclose(got[task]["a:1"], want, rtol=4e-2, atol=1e-3)
     assert got["u"]["a:1"][3] < 1e-3 < got["v"]["a:1"][3]
 
 
@@ -493,6 +482,38 @@ def test_joint_loses_nothing_where_nothing_is_read(positions):
         for x in (blank, x)
     )
     np.testing.assert_allclose(got, want * 48 / 64, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_joint_knows_no_units_of_channels_nor_noise_of_labels(scale):
+    def apply(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    p = {"a": normal(1, 4, 9), "b": normal(2, 9, 2)}
+    units = np.float32(scale) ** np.linspace(0, 1, 9, dtype=np.float32)
+    same = {"a": p["a"] * units, "b": p["b"] / units[:, None]}
+    x, y = normal(3, 80, 4), normal(4, 80, 2)
+    graph, losses = cj.trace(apply, p, x), {"output": half_square}
+    want, *others = (
+        cj.joint(apply, q, graph, losses, [(x, {"output": z})], **QUIET)["output"]
+        for q, z in ((p, y), (same, y), (p, 100 * y), (p, apply(p, x)))
+    )
+    assert want["a:1"].min() > 0
+    for got in others:
+        np.testing.assert_allclose(got["a:1"], want["a:1"], rtol=2e-3)
+
+
+def test_joint_is_in_units_of_the_loss():
+    x, y = mlp_data(30)
+    graph = cj.trace(mlp, MLP, x)
+    tenfold = {t: lambda o, y, f=f: 10 * f(o, y) for t, f in LOSSES.items()}
+    one, ten = (
+        cj.joint(mlp, MLP, graph, losses, batched(x, y, 8), **QUIET)
+        for losses in (LOSSES, tenfold)
+    )
+    for task, groups in one.items():
+        for name, scores in groups.items():
+            np.testing.assert_allclose(ten[task][name], 10 * scores, rtol=1e-3)
 
 
 def test_joint_sees_through_a_kernel_of_several_parameters():

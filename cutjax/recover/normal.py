@@ -150,15 +150,14 @@ def solve(
 ) -> Solution:
     """The W (and c) that minimise |b W + c - y|^2 + lambda |W - prior|^2.
 
-    lambda is `damping` times the mean square of the features (their variance, where
-    there is an intercept). Without one, c is zero. `strict` refuses what is singular
-    but for rounding, which else takes a decomposition of twenty times the time.
+    lambda is `damping` times the mean square of a feature (its variance, where there
+    is an intercept), see `_sizes`. Without one, c is zero. `strict` refuses what is
+    singular but for rounding: else a decomposition takes twenty times the time.
     """
     m = m if intercept else about_zero(m)
-    f = m.gram.shape[-1]
-    ridge = damping * np.maximum(np.trace(m.gram, axis1=1, axis2=2) / f, 1e-12)
+    ridge = damping * _sizes(np.diagonal(m.gram, axis1=1, axis2=2))
     left = _ridged(m.gram, ridge)
-    right = m.cross + ridge[:, None, None] * prior
+    right = m.cross + ridge[..., None] * prior
     kernel = _solved(left, right, strict=strict)
     return Solution(kernel, shift(m, kernel))
 
@@ -176,10 +175,22 @@ def rescaled(m: Moments, prior: Blocks, *, intercept: bool = False) -> Solution:
     return Solution(kernel, shift(m, kernel))
 
 
-def _ridged(gram: Float[np.ndarray, "g n n"], ridge: Any) -> Any:
+def _sizes(squares: Float[np.ndarray, "g f"]) -> Float[np.ndarray, "g f"]:
+    """What a ridge is measured by: a feature's own square, the median's at least.
+
+    One feature in large units does not hold back the others; one that hardly ever moves
+    is not trusted to make up for much.
+    """
+    moving = np.where(squares > 0, squares, np.nan)
+    still = np.isnan(moving).all(-1, keepdims=True)
+    least = np.nanmedian(np.where(still, 1.0, moving), -1, keepdims=True)
+    return np.maximum(squares, least)
+
+
+def _ridged(gram: Float[np.ndarray, "g n n"], ridge: Float[np.ndarray, "g n"]) -> Any:
     left = np.array(gram, np.float64)
     n = left.shape[-1]
-    left[:, range(n), range(n)] += ridge[:, None]
+    left[:, range(n), range(n)] += ridge
     return left
 
 
@@ -232,11 +243,11 @@ def solve_rows(
     means = b.mean(1), y.mean(1)
     if intercept:
         b, y = b - means[0][:, None], y - means[1][:, None]
-    gram = b @ b.swapaxes(1, 2)
-    trace = np.trace(gram, axis1=1, axis2=2)
-    ridge = damping * np.maximum(trace / b.shape[-1], 1e-12)
-    left = _ridged(gram, ridge)
-    kernel = prior + b.swapaxes(1, 2) @ _solved(left, y - b @ prior)
+    scales = np.sqrt(_sizes(np.sum(b**2, 1)))[:, None]
+    even = b / scales
+    left = _ridged(even @ even.swapaxes(1, 2), np.full(b.shape[:2], damping))
+    gain = even.swapaxes(1, 2) @ _solved(left, y - b @ prior)
+    kernel = prior + gain / scales.swapaxes(1, 2)
     c = means[1] - np.einsum("gf,gfm->gm", means[0], kernel)
     return Solution(kernel, c if intercept else 0 * c)
 

@@ -1,13 +1,16 @@
 """The joint activation-gradient criterion: what is lost once the readers are refitted.
 
 For a reader with kernel W let C be the second moment of its input (activation side) and
-G_t that of dL_t/d(output) (gradient side), rows weighted by |input|^2: factors of the
-mean of products, not products of means. If the channels K stay and the reader is
-refitted by least squares, the loss of task t rises to second order (Gauss-Newton, with
-Kronecker factors) by 1/2 tr(R_K W G_t W^T), where R_K = C - C_:K C_KK^-1 C_K: is what
-the kept channels cannot rebuild. Eliminating channel after channel has a closed form:
-with H = (C_KK + lambda I)^-1, B = C_:K H and P = B^T (W G_t W^T) B, removing channel i
-costs P_ii / (2 H_ii), and H and P then change by an update of rank one.
+G_t that of slopes of L_t at its output (gradient side), rows weighted by |input|^2:
+factors of the mean of products, not products of means. If the channels K stay and the
+reader is refitted by least squares, the loss of task t rises to second order
+(Gauss-Newton, with Kronecker factors) by 1/2 tr(R_K W G_t W^T), where
+R_K = C - C_:K C_KK^-1 C_K: is what the kept channels cannot rebuild. Slopes are draws
+that hold the curvature of the loss (`curvature`): it does not vanish where a network
+answers its targets, nor follows the noise of labels. Eliminating channel after channel
+has a closed form: with H = (C_KK + lambda I)^-1, B = C_:K H and P = B^T (W G_t W^T) B,
+removing channel i costs P_ii / (2 H_ii), and H and P then change by an update of rank
+one. Channels are scaled to a mean square of one before: in whatever units they are.
 """
 
 import numpy as np
@@ -29,7 +32,7 @@ def joint(damping: float = 1e-3) -> Criterion:
     """Score channels by the loss that stays after their readers were refitted.
 
     Args:
-        damping: lambda, as a share of the mean variance of a reader's channels.
+        damping: lambda, as a share of the mean square of each of a reader's channels.
 
     Returns:
         A criterion, in units of the loss: the rise when the channel goes after all that
@@ -100,8 +103,10 @@ def _order(readers: list, gates: np.ndarray, damping: float) -> Float[np.ndarray
     n = len(gates)
     inverse, cost = [], []
     for gram, weight in readers:
-        ridge = damping * max(np.trace(gram) / n, 1e-12)
-        h = np.linalg.inv(gram + ridge * np.eye(n))
+        size = np.sqrt(np.diag(gram))
+        size = np.where(size > 0, size, 1.0)
+        gram, weight = gram / np.outer(size, size), weight * np.outer(size, size)
+        h = np.linalg.inv(gram + damping * np.eye(n))
         b = gram @ h
         inverse.append(h)
         cost.append(b.T @ weight @ b)

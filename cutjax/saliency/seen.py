@@ -20,6 +20,7 @@ from cutjax.inputs import examples, first
 from cutjax.mirror import named_leaves
 from cutjax.readers import rows
 from cutjax.saliency.criterion import Problem
+from cutjax.saliency.curvature import curved_sums, key_of
 from cutjax.saliency.stream import Loss, singles, task_losses
 from cutjax.saliency.tap import Tapped, tap
 from cutjax.shrink import rewrite
@@ -31,15 +32,16 @@ class Seen(NamedTuple):
     """What a step sees of `b` examples and `t` tasks.
 
     `weights` are zero for padding; `first` is the number of examples before this batch.
-    `gates`: per group, dL/dgate. `unread`: the same, at readers without a kernel.
+    `gates`: per group, dL/dgate. `unread`: slopes of gates at readers without a kernel.
     `inputs`: per (reader, group), rows read, `[b, positions, n]`. `outputs`: per
-    reader, gradient rows at what it makes, `[b, t, positions, m]`. `kernels`: per
-    (reader, group) `[k, n, m]`. `energies`: per reader, the squared length of what it
-    reads for each row that it makes, `[b, positions]`. `activations`: per group, what
-    each of its readers reads, `[b, positions, n]`. `slopes`: per floating parameter,
-    the gradient of the summed losses, `[t, ...]`. `of_gates`, `of_weights`: the summed
-    losses `[t]` as functions of gates common to all examples, and of
-    `{path: parameter}`.
+    reader, slope rows at what it makes, `[b, t, positions, m]`. Slopes of these two are
+    draws whose second moment is the losses' curvature (`curvature`). `kernels`: per
+    (reader, group) `[k, n, m]`. `energies`: per reader, squares of what it reads for
+    each row that it makes, as its kernel weighs them, `[b, positions]`. `activations`:
+    per group, what each of its readers reads, `[b, positions, n]`. `slopes`: per
+    floating parameter, the gradient of the summed losses, `[t, ...]`. `of_gates`,
+    `of_weights`: the summed losses `[t]` as functions of gates common to all examples,
+    and of `{path: parameter}`.
     """
 
     weights: Float[Array, "b"]
@@ -87,13 +89,17 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
         handles, axes = _handles(problem, params, inputs, needs, size)
 
         def total(handles: Handles):
-            losses, tapped = run(params, handles, *batch)
-            return jnp.einsum("b,bt->t", weights, losses), (losses, tapped)
+            (losses, curved), tapped = run(params, handles, *batch)
+            sums = (jnp.einsum("b,bt->t", weights, v) for v in (losses, curved))
+            return tuple(sums), (losses, tapped)
 
         _, pull, (losses, tapped) = jax.vjp(total, handles, has_aux=True)
         slopes = handles
-        if jax.tree.leaves(handles):
-            slopes = _pulled(pull, tasks, WEIGHTS in needs)
+        if handles.gates or handles.weights:
+            slopes = _pulled(lambda e: pull((e, 0 * e)), tasks, WEIGHTS in needs)
+        if handles.unread:
+            bent = _pulled(lambda e: pull((0 * e, e)), tasks, False)
+            slopes = slopes._replace(unread=bent.unread, probes=bent.probes)
         gates, unread, probes = jax.tree.map(
             lambda g: jnp.moveaxis(g, 0, 1), tuple(slopes)[:3]
         )
@@ -102,10 +108,10 @@ def look(problem: Problem, needs: frozenset[str]) -> Callable[..., Seen]:
 
         def of_gates(common: Any) -> Any:
             each = jax.tree.map(lambda v: jnp.broadcast_to(v, (size, *v.shape)), common)
-            return total(Handles(each, {}, {}, {}))[0]
+            return total(Handles(each, {}, {}, {}))[0][0]
 
         def of_weights(named: Any) -> Any:
-            return total(Handles({}, {}, {}, named))[0]
+            return total(Handles({}, {}, {}, named))[0][0]
 
         return Seen(
             *(weights, before, targets, losses, gates, unread, tapped.inputs),
@@ -198,7 +204,10 @@ def floats(params: Any) -> dict[str, Any]:
 
 
 def _one_example(problem: Problem, needs: frozenset[str]):
-    """`f(params, handles, inputs, targets) -> (losses [t], tapped)` of one example."""
+    """`f(params, handles, inputs, targets) -> ((losses, curved), tapped)`.
+
+    Of one example; `losses` and `curved` are [t], see `curved_sums`.
+    """
     graph, compute = problem.graph, task_losses(problem.losses, problem.graph)
     apply = problem.apply
     if apply is None:
@@ -215,7 +224,12 @@ def _one_example(problem: Problem, needs: frozenset[str]):
             out = fn(params, *inputs)
         else:
             out = gate(apply, graph)(handles.gates, params, *inputs)
-        return compute(out, targets), tapped
+        losses = compute(out, targets)
+        curved = jnp.zeros_like(losses)
+        if READERS in needs:
+            key = key_of(inputs)
+            curved = curved_sums(problem.losses, out, targets, key)
+        return (losses, curved), tapped
 
     return one
 
