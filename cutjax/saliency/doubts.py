@@ -69,6 +69,6 @@ def warn_of_zeros(
             warnings.warn(
                 f"saliency: the loss of task {task!r} has no gradient on this data: "
                 f"all scores of {name!r} are 0. Are its targets the network's own "
-                "answers? Give labels, or score by reconstruction, which needs none",
+                "answers? Give labels, or score by joint, which needs none",
                 stacklevel=5,
             )
