@@ -12,6 +12,7 @@ from cutjax.merge.average import averaged
 from cutjax.merge.join import Joint, Parts, check_shared, joint, needed
 from cutjax.merge.network import Network, Networks, bare, check_alike, place
 from cutjax.merge.own import evaluate
+from cutjax.merge.serving import check_serving
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
 
@@ -54,7 +55,9 @@ def average(
 
     Raises:
         MismatchError: the networks are not of one architecture.
-        KeepError: the sharing does not fit, or cannot be.
+        KeepError: the sharing does not fit, or cannot be, or cuts a group off: nothing
+            of what its shared channels read is shared, or its own channels serve
+            nothing. Where that is so of a part of a group, a warning says so.
 
     Example:
         >>> import jax, jax.numpy as jnp, cutjax as cj
@@ -71,6 +74,7 @@ def average(
     check(first.graph, tuple(networks), sharing)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     job = joint(networks, sharing, given)
+    check_serving(job)
     params = packed(averaged(networks, job))
     return Merged(merged_apply(networks, sharing), params)
 

@@ -38,6 +38,7 @@ from cutjax.merge.kernels import (
 from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
 from cutjax.merge.network import Networks, check_alike
 from cutjax.merge.own import moved, operands, own_step
+from cutjax.merge.serving import check_serving
 from cutjax.merge.sharing import Sharing, check
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.merge.ways import MIXING, at_width
@@ -200,6 +201,7 @@ def _refitted(
     check(graph, tuple(networks), sharing)
     inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")
     both = joint(networks, sharing, inputs[0])
+    check_serving(both, depth=4)
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}
     job = Job(both, full, wanted, rows, way)
