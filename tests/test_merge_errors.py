@@ -112,6 +112,14 @@ CALLS: dict[str, tuple[type[CutjaxError], str, Callable[[], Any]]] = {
         *(MismatchError, "inputs is float32[8, 4]; pass {task: input, ...}"),
         lambda: merge.each_its_input(merged().apply)(merged().params, X),  # type: ignore[arg-type]
     ),
+    "sharing, an array for a group": (
+        *(KeepError, "sharing['a:1'] is int64[6]; pass {network: slots}"),
+        lambda: merge.average(NETS, {G: np.arange(N)}, X),  # type: ignore[dict-item]
+    ),
+    "sharing, a list": (
+        *(KeepError, "sharing is a list of 1; pass {group: {network: slots}}"),
+        lambda: merge.average(NETS, [G], X),  # type: ignore[arg-type]
+    ),
     # Functions and inputs.
     "a function is missing": (
         *(KeepError, "no function of 'two' in apply; known: 'one'"),
