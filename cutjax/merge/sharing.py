@@ -132,6 +132,9 @@ def until(
 ) -> dict[str, dict[str, Int[np.ndarray, "_"]]]:
     """Share some groups only; all others stay with their networks.
 
+    What is shared reads only what is shared: share what leads to a group too, and with
+    a residual stream the blocks that enter it (merging says so).
+
     Args:
         graph: of all networks.
         names: the networks.
