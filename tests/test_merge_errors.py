@@ -234,6 +234,46 @@ CALLS: dict[str, tuple[type[CutjaxError], str, Callable[[], Any]]] = {
 }
 
 
+def cast() -> dict[str, merge.Network]:
+    """Networks of bfloat16, with the graph of one of float32 and a bias."""
+    low = {k: v.astype(jnp.bfloat16) for k, v in {**ONE, "c": jnp.ones(N)}.items()}
+    return dict.fromkeys(("one", "two"), merge.Network(biased, low, BIASED))
+
+
+def biased(p: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ p["a"] + p["c"]) @ p["b"]
+
+
+BIASED = cj.trace(biased, {**ONE, "c": jnp.ones(N)}, X)
+
+
+def averaged(nets: dict[str, merge.Network]) -> Any:
+    found = merge.average(nets, {}, X)
+    return found.apply(found.params, X)
+
+
+EVALUATED: dict[str, Callable[[dict[str, merge.Network]], Any]] = {
+    "average": averaged,
+    "repair": lambda nets: merge.repair(nets, {}, [X], progress=False),
+    "tied": lambda nets: merge.tied(
+        nets, {}, {name: [X] for name in nets}, progress=False
+    ),
+    "compensate": lambda nets: cj.compensate(
+        *(biased, nets["one"].params, BIASED, {G: np.arange(N) > 1}, [X]),
+        progress=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", EVALUATED)
+def test_parameters_of_another_dtype_than_traced_are_named(way):
+    nets = cast()
+    with pytest.raises(MismatchError, match="'a' is bfloat16, traced as float32; "):
+        EVALUATED[way](nets)
+    small = cj.cut_params(nets["one"].params, BIASED, {G: np.arange(N) > 1})
+    assert small["a"].dtype == jnp.bfloat16 and small["a"].shape == (4, N - 2)
+
+
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
     """Annotations are not checked where cutjax is used."""

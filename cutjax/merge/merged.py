@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from cutjax.given import as_traced
 from cutjax.merge.average import averaged
 from cutjax.merge.join import Joint, Parts, check_shared, joint, needed
 from cutjax.merge.network import Network, Networks, bare, check_alike, place
@@ -104,13 +106,20 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
         # nothing outlives its trace, and for each of the settings that jit heeds.
         infer = inferred.__wrapped__ if traced else inferred
         job, structures = infer(tree, shapes, _settings())
-        _, outs = evaluate(job, unpacked(params, networks), leaves)
-        found = {}
+        parts, found = unpacked(params, networks), {}
+        with _evaluating(parts, networks):
+            _, outs = evaluate(job, parts, leaves)
         for name, structure in structures.items():
             found |= answers(name, jax.tree.unflatten(structure, outs[name]))
         return found
 
     return apply
+
+
+def _evaluating(parts: Parts, networks: Networks) -> AbstractContextManager[None]:
+    shapes = next(iter(networks.values())).graph.shapes
+    each = [parts.shared, *parts.own.values(), *parts.reads.values()]
+    return as_traced(*((leaves, shapes) for leaves in each))
 
 
 def _settings() -> tuple[Any, ...]:
@@ -150,7 +159,8 @@ def train_apply(
         job = job._replace(trunk=sorted({*job.trunk, *more}))
         check_shared(job)
         leaves = jax.tree.leaves(inputs)
-        shared, outs = evaluate(job, parts, leaves)
+        with _evaluating(parts, networks):
+            shared, outs = evaluate(job, parts, leaves)
         found: dict[str, Any] = {}
         for name, net in networks.items():
             found |= answers(name, restored(net, inputs, outs[name])[0])

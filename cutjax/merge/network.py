@@ -1,11 +1,12 @@
 """The networks that are merged: one architecture, a function and parameters each."""
 
 from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from cutjax.dims import Axis, Concat, Leaf, Product
 from cutjax.errors import MismatchError
-from cutjax.given import check_by_name
+from cutjax.given import as_traced, check_by_name
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
 from cutjax.shrink import check_params
@@ -59,6 +60,11 @@ def check_alike(networks: Networks) -> None:
             "group",
         )
         _same((first, _axes(net.graph)), (name, _axes(other.graph)), "parameter")
+
+
+def evaluating(networks: Networks) -> AbstractContextManager[None]:
+    """While networks are evaluated; see `given.as_traced`."""
+    return as_traced(*((net.leaves, net.graph.shapes) for net in networks.values()))
 
 
 def place(path: str) -> tuple[str, str]:
