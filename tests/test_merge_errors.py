@@ -274,6 +274,18 @@ def test_parameters_of_another_dtype_than_traced_are_named(way):
     assert small["a"].dtype == jnp.bfloat16 and small["a"].shape == (4, N - 2)
 
 
+def test_a_head_more_is_named():
+    def two(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["a"])
+        return {"cls": h @ p["b"], "reg": h @ p["z"]}
+
+    p = {**P["two"], "z": jnp.ones((N, 1))}
+    nets = {"one": NETS["one"], "t": merge.Network(two, p, cj.trace(two, p, X))}
+    said = r"'t' answers cls, reg; 'one' answers output\n.*cj.select"
+    with pytest.raises(MismatchError, match=said):
+        merge.average(nets, {}, X)
+
+
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
     """Annotations are not checked where cutjax is used."""
