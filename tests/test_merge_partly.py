@@ -56,13 +56,11 @@ def check(whole_groups: Any, net: Any) -> None:
                 assert name not in own_groups(networks, sharing, net.inputs)
 
 
-@pytest.mark.filterwarnings("ignore:own channels of")
 @pytest.mark.parametrize("name", by_turns(NETS, 4))
 def test_what_can_be_shared_in_part_can_and_the_rest_is_refused(name):
     check(whole_groups, NETS[name]())
 
 
-@pytest.mark.filterwarnings("ignore:own channels of")
 @pytest.mark.parametrize("name", ["mixer", "vit_split", "vgg"])
 def test_a_list_that_is_short_or_long_is_found_out(name):
     def short(*args: Any) -> dict[str, str]:

@@ -148,7 +148,6 @@ def test_a_merged_function_does_not_hold_the_networks():
     assert set(merged.apply(merged.params, X)) == {"one", "two"}
 
 
-@pytest.mark.filterwarnings("ignore:own channels of")
 def test_pruning_after_regrouping_spares_what_is_exclusive():
     nets = networks(one=params(0), two=params(40))
     rng = np.random.default_rng(0)
