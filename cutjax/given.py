@@ -147,3 +147,33 @@ def calling(inputs: Sequence[Any], traced: Sequence[str] = ()) -> Iterator[None]
             f"the function cannot be called as apply({given}): "
             f"{type(error).__name__}: {error}{before}"
         ) from error
+
+
+@contextlib.contextmanager
+def as_traced(*given: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Iterator[None]:
+    """While a function is evaluated equation by equation, as it was traced.
+
+    Many equations take parameters of another dtype; so it is looked at where one fails.
+
+    Args:
+        *given: parameters by path, and what they were traced as (`Graph.shapes`).
+
+    Raises:
+        MismatchError: an equation fails, and parameters are of another dtype.
+    """
+    try:
+        yield
+    except TypeError as error:
+        wrong = [
+            f"{path!r} is {leaf.dtype}, traced as {shapes[path].dtype}"
+            for leaves, shapes in given
+            for path, leaf in leaves.items()
+            if path in shapes and leaf.dtype != shapes[path].dtype
+        ]
+        if not wrong:
+            raise
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise MismatchError(
+            f"parameters are not of the dtypes of the graph: {'; '.join(wrong[:4])}"
+            f"{more}; trace again with these parameters, or cast them ({error})"
+        ) from error

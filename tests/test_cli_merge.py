@@ -295,6 +295,8 @@ WRONG = {
     "layers": ("one={left} two={again} --layers 3", "a number from 1 to 2"),
     "a group": ("one={left} two={again} --layers on:1", "nearest: 'in:1'"),
     "a pinned group": ("one={left} two={again} --layers left:1", "left:1' is pinned"),
+    "a head more": ("one={left} two={pair}", "do not answer alike: 'two' answers"),
+    "nothing to read": ("a={left} b={again} --layers middle:1", "share 'in:1' too"),
     "statistics": ("a={stateful} b={stateful} --method average", "least-squares"),
 }
 

@@ -112,6 +112,14 @@ CALLS: dict[str, tuple[type[CutjaxError], str, Callable[[], Any]]] = {
         *(MismatchError, "inputs is float32[8, 4]; pass {task: input, ...}"),
         lambda: merge.each_its_input(merged().apply)(merged().params, X),  # type: ignore[arg-type]
     ),
+    "sharing, an array for a group": (
+        *(KeepError, "sharing['a:1'] is int64[6]; pass {network: slots}"),
+        lambda: merge.average(NETS, {G: np.arange(N)}, X),  # type: ignore[dict-item]
+    ),
+    "sharing, a list": (
+        *(KeepError, "sharing is a list of 1; pass {group: {network: slots}}"),
+        lambda: merge.average(NETS, [G], X),  # type: ignore[arg-type]
+    ),
     # Functions and inputs.
     "a function is missing": (
         *(KeepError, "no function of 'two' in apply; known: 'one'"),
@@ -224,6 +232,58 @@ CALLS: dict[str, tuple[type[CutjaxError], str, Callable[[], Any]]] = {
         lambda: pam({**SCORES, "two": {G: np.ones(3)}}, alpha=0.1),
     ),
 }
+
+
+def cast() -> dict[str, merge.Network]:
+    """Networks of bfloat16, with the graph of one of float32 and a bias."""
+    low = {k: v.astype(jnp.bfloat16) for k, v in {**ONE, "c": jnp.ones(N)}.items()}
+    return dict.fromkeys(("one", "two"), merge.Network(biased, low, BIASED))
+
+
+def biased(p: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ p["a"] + p["c"]) @ p["b"]
+
+
+BIASED = cj.trace(biased, {**ONE, "c": jnp.ones(N)}, X)
+
+
+def averaged(nets: dict[str, merge.Network]) -> Any:
+    found = merge.average(nets, {}, X)
+    return found.apply(found.params, X)
+
+
+EVALUATED: dict[str, Callable[[dict[str, merge.Network]], Any]] = {
+    "average": averaged,
+    "repair": lambda nets: merge.repair(nets, {}, [X], progress=False),
+    "tied": lambda nets: merge.tied(
+        nets, {}, {name: [X] for name in nets}, progress=False
+    ),
+    "compensate": lambda nets: cj.compensate(
+        *(biased, nets["one"].params, BIASED, {G: np.arange(N) > 1}, [X]),
+        progress=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", EVALUATED)
+def test_parameters_of_another_dtype_than_traced_are_named(way):
+    nets = cast()
+    with pytest.raises(MismatchError, match="'a' is bfloat16, traced as float32; "):
+        EVALUATED[way](nets)
+    small = cj.cut_params(nets["one"].params, BIASED, {G: np.arange(N) > 1})
+    assert small["a"].dtype == jnp.bfloat16 and small["a"].shape == (4, N - 2)
+
+
+def test_a_head_more_is_named():
+    def two(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["a"])
+        return {"cls": h @ p["b"], "reg": h @ p["z"]}
+
+    p = {**P["two"], "z": jnp.ones((N, 1))}
+    nets = {"one": NETS["one"], "t": merge.Network(two, p, cj.trace(two, p, X))}
+    said = r"'t' answers cls, reg; 'one' answers output\n.*cj.select"
+    with pytest.raises(MismatchError, match=said):
+        merge.average(nets, {}, X)
 
 
 @pytest.fixture(autouse=True)

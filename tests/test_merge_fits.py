@@ -137,3 +137,19 @@ def test_a_network_that_shares_nothing_is_not_fitted_to(name):
         return cj.merge.least_squares(networks, sharing, [inputs], progress=False)
 
     check_each_as_it_was(fitted, NETS[name](), "apart")
+
+
+def test_repair_leaves_channels_as_they_are_that_vary_by_rounding_only():
+    def apply(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["a"] + p["c"]) @ p["b"]
+
+    nets, ones = {}, jnp.ones((64, 7))
+    for i, name in enumerate(("one", "two")):
+        shapes = {"a": (7, 9), "c": (9,), "b": (9, 4)}
+        p = {k: normal(20 * i + j, *s) for j, (k, s) in enumerate(shapes.items())}
+        nets[name] = cj.merge.Network(apply, p, cj.trace(apply, p, ones))
+    # Rows that differ in the last bit, as those of a compiled product may.
+    data = [jnp.where(normal(60 + i, 64, 7) > 0, 1, 1 + 2e-7) for i in range(4)]
+    found = cj.merge.repair(nets, {}, data, progress=False).params["params"]["shared"]
+    plain = cj.merge.average(nets, {}, ones).params["params"]["shared"]
+    np.testing.assert_array_equal(found["a"], plain["a"])

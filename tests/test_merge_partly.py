@@ -17,7 +17,7 @@ from test_merge import normal
 import cutjax as cj
 from cutjax.dims import leaves
 from cutjax.errors import DataError, KeepError
-from cutjax.merge import OWN, Network, whole_groups
+from cutjax.merge import DROPPED, OWN, Network, whole_groups
 from cutjax.merge.merged import unpacked
 from cutjax.merge.whole import DEAD
 
@@ -113,3 +113,84 @@ def test_pam_says_so_where_nothing_can_be_shared_in_part():
     data = [net.inputs]
     with pytest.raises(KeepError, match=r"no group .* can be shared in part"):
         cj.merge.pam(networks, scores, data, alpha=0.5, progress=False)
+
+
+def plain(p: Any, x: Any) -> Any:
+    return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"] + p["bias"]) @ p["h"]
+
+
+def skipping(p: Any, x: Any) -> Any:
+    """A block `u`, `d` beside the stream `a`."""
+    h = x @ p["a"]
+    return (h + jax.nn.relu(h @ p["u"]) @ p["d"]) @ p["h"]
+
+
+SIZES = {
+    plain: {"a": (5, 6), "b": (6, 4), "bias": (4,), "h": (4, 2)},
+    skipping: {"a": (5, 6), "u": (6, 4), "d": (4, 6), "h": (6, 2)},
+}
+
+
+def two_of(apply: Any) -> tuple[Any, Any, dict[str, Network]]:
+    x = normal(9, 16, 5)
+    params = [
+        {k: normal(10 * i + j, *s) for j, (k, s) in enumerate(SIZES[apply].items())}
+        for i in range(2)
+    ]
+    graph = cj.trace(apply, params[0], x)
+    nets = {n: Network(apply, p, graph) for n, p in zip("ab", params, strict=True)}
+    return x, graph, nets
+
+
+def both(slots: Any) -> dict[str, Any]:
+    return {name: slots for name in "ab"}
+
+
+CUT_OFF = {
+    "b:1": (plain, r"channels of 'b:1' read nothing: of 'a:1'.*\n.*\n.*share 'a:1'"),
+    "u:1": (skipping, r"channels of 'u:1' read nothing: of 'a:1'.*\n.*\n.*leave 'u:1'"),
+    "a:1": (skipping, r"own .* 'u:1' serve .*'a' nothing: .* 'a:1'.*\n.*share 'u:1'"),
+}
+"""Groups that are shared alone, where they are, and what is said of it."""
+
+
+@pytest.mark.parametrize("shared", CUT_OFF)
+@pytest.mark.parametrize("way", ["average", "repair"])
+def test_what_is_cut_off_from_the_input_or_the_output_is_told(shared, way):
+    apply, said = CUT_OFF[shared]
+    x, graph, nets = two_of(apply)
+    sharing = cj.merge.until(graph, "ab", {}, shared)
+    with pytest.raises(KeepError, match=said):
+        if way == "average":
+            _ = cj.merge.average(nets, sharing, x)
+        else:
+            _ = cj.merge.repair(nets, sharing, [x], progress=False)
+
+
+def test_a_part_of_a_group_that_is_cut_off_is_warned_of():
+    x, _, nets = two_of(plain)
+    none = {"a:1": both(np.full(6, OWN))}
+    some = {"b:1": both(half(4))}
+    with pytest.warns(UserWarning, match="shared channels of 'b:1' read nothing"):
+        merged = cj.merge.average(nets, none | some, x)
+    # What is left answers to its input: two channels of its own, two constant ones.
+    for name, y in merged.apply(merged.params, x).items():
+        p = nets[name].params
+        bias = sum(net.params["bias"][:2] for net in nets.values()) / 2
+        h = jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"] + p["bias"])
+        h = h.at[:, :2].set(jax.nn.relu(bias))
+        np.testing.assert_allclose(y, h @ p["h"], rtol=1e-4, atol=1e-4)
+    some = {"a:1": both(half(6))}
+    with pytest.warns(UserWarning, match=r"own channels of 'a:1' .* 'b:1'"):
+        _ = cj.merge.average(nets, some, x)
+
+
+def test_a_block_may_be_shared_where_a_skip_is_not_and_dropped_where_it_is():
+    x, _, nets = two_of(skipping)
+    gone = {"u:1": both(np.full(4, DROPPED))}
+    merged = cj.merge.average(nets, gone, x)
+    a = (nets["a"].params["a"] + nets["b"].params["a"]) / 2
+    for name, y in merged.apply(merged.params, x).items():
+        np.testing.assert_allclose(y, x @ a @ nets[name].params["h"], rtol=1e-4)
+    part = {"a:1": both(half(6)), "u:1": both(half(4))}
+    _ = cj.merge.average(nets, part, x)

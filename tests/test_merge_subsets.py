@@ -103,15 +103,16 @@ def test_tasks_of_one_network_are_programs_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg", pytest.param("resnet18", marks=pytest.mark.slow)]
+    ("name", "count"),
+    [("vgg", 2), pytest.param("resnet18", 3, marks=pytest.mark.slow)],
 )
-def test_networks_of_images(name):
+def test_networks_of_images(name, count):
     net = NETS[name]()
     graph = cj.trace(net.apply, net.params, *net.inputs)
     other = jax.tree.map(lambda a: 1.1 * a, net.params)
     trained = {"one": net.params, "two": other}
     networks = {n: Network(net.apply, p, graph) for n, p in trained.items()}
-    early = [g.name for g in graph.free][:2]
+    early = [g.name for g in graph.free][:count]
     sharing = cj.merge.until(
         graph,
         list(networks),

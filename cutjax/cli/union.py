@@ -13,7 +13,7 @@ from cutjax.cli.options import Settings
 from cutjax.errors import KeepError, MismatchError, suggest
 from cutjax.graph import Graph
 from cutjax.merge import Merged, Network, Sharing
-from cutjax.merge.network import check_alike
+from cutjax.merge.network import check_alike, check_answers
 from cutjax.recover import recalibrate
 from cutjax.source import Job, SourceError, graph_of
 
@@ -61,7 +61,7 @@ def networks_of(jobs: Mapping[str, Job]) -> dict[str, Network]:
     """The networks with their graphs, checked to be alike.
 
     Raises:
-        MismatchError: other architectures or inputs.
+        MismatchError: other architectures or inputs, or another number of tasks.
     """
     found: dict[str, Network] = {}
     first, *others = jobs
@@ -79,6 +79,7 @@ def networks_of(jobs: Mapping[str, Job]) -> dict[str, Network]:
         graph = next((n.graph for n in found.values() if n.graph == graph), graph)
         found[name] = Network(job.apply, job.params, graph)
     check_alike(found)
+    check_answers(found)
     return found
 
 

@@ -39,7 +39,8 @@ def align(
     not read outside of loops are matched by weights, given the others, and so are among
     themselves the channels that never move on the data. Channels that constants tell
     apart (`Group.ordered`) correspond as they stand. Where a relu hides that channels
-    are scaled, they are found; nothing undoes the scales.
+    are scaled, they are found; nothing undoes the scales. Recurrences are often better
+    matched by weights: what correlates over time may average worse than as it stands.
 
     Args:
         graph: of both.

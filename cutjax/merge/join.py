@@ -157,10 +157,10 @@ def _trunk(job: Joint) -> list[int]:
 
 def needed(prog: Program, atoms: Iterable[Any]) -> list[int]:
     """The equations that make some variables; those that make nothing are left out."""
-    return needs(prog, atoms, known=_empty(prog))
+    return needs(prog, atoms, known=empty(prog))
 
 
-def _empty(prog: Program) -> dict[Any, tuple[int, ...]]:
+def empty(prog: Program) -> dict[Any, tuple[int, ...]]:
     """The variables of which a side has no channels, and their shapes."""
     values = prog.frame.values.items()
     shapes = {v: tuple(prog.evaluator.k.count(d) for d in x.dims) for v, x in values}
@@ -183,7 +183,7 @@ def start(
 ) -> dict[Any, Any]:
     """Parameters, inputs and constants, and all of which nothing is left."""
     frame = prog.frame
-    env = {v: jnp.zeros(size, v.aval.dtype) for v, size in _empty(prog).items()}
+    env = {v: jnp.zeros(size, v.aval.dtype) for v, size in empty(prog).items()}
     for path, var in zip(prog.paths, frame.jaxpr.invars, strict=False):
         if path in leaves:
             env[var] = leaves[path]

@@ -2,16 +2,19 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from cutjax.given import as_traced
 from cutjax.merge.average import averaged
 from cutjax.merge.join import Joint, Parts, check_shared, joint, needed
 from cutjax.merge.network import Network, Networks, bare, check_alike, place
 from cutjax.merge.own import evaluate
+from cutjax.merge.serving import check_serving
 from cutjax.merge.sharing import Sharing, check
 from cutjax.mirror import mirrored, path_name
 
@@ -54,7 +57,9 @@ def average(
 
     Raises:
         MismatchError: the networks are not of one architecture.
-        KeepError: the sharing does not fit, or cannot be.
+        KeepError: the sharing does not fit, or cannot be, or cuts a group off: nothing
+            of what its shared channels read is shared, or its own channels serve
+            nothing. Where that is so of a part of a group, a warning says so.
 
     Example:
         >>> import jax, jax.numpy as jnp, cutjax as cj
@@ -71,6 +76,7 @@ def average(
     check(first.graph, tuple(networks), sharing)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     job = joint(networks, sharing, given)
+    check_serving(job)
     params = packed(averaged(networks, job))
     return Merged(merged_apply(networks, sharing), params)
 
@@ -100,13 +106,20 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
         # nothing outlives its trace, and for each of the settings that jit heeds.
         infer = inferred.__wrapped__ if traced else inferred
         job, structures = infer(tree, shapes, _settings())
-        _, outs = evaluate(job, unpacked(params, networks), leaves)
-        found = {}
+        parts, found = unpacked(params, networks), {}
+        with _evaluating(parts, networks):
+            _, outs = evaluate(job, parts, leaves)
         for name, structure in structures.items():
             found |= answers(name, jax.tree.unflatten(structure, outs[name]))
         return found
 
     return apply
+
+
+def _evaluating(parts: Parts, networks: Networks) -> AbstractContextManager[None]:
+    shapes = next(iter(networks.values())).graph.shapes
+    each = [parts.shared, *parts.own.values(), *parts.reads.values()]
+    return as_traced(*((leaves, shapes) for leaves in each))
 
 
 def _settings() -> tuple[Any, ...]:
@@ -146,7 +159,8 @@ def train_apply(
         job = job._replace(trunk=sorted({*job.trunk, *more}))
         check_shared(job)
         leaves = jax.tree.leaves(inputs)
-        shared, outs = evaluate(job, parts, leaves)
+        with _evaluating(parts, networks):
+            shared, outs = evaluate(job, parts, leaves)
         found: dict[str, Any] = {}
         for name, net in networks.items():
             found |= answers(name, restored(net, inputs, outs[name])[0])

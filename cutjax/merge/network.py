@@ -1,11 +1,12 @@
 """The networks that are merged: one architecture, a function and parameters each."""
 
 from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from cutjax.dims import Axis, Concat, Leaf, Product
 from cutjax.errors import MismatchError
-from cutjax.given import check_by_name
+from cutjax.given import as_traced, check_by_name
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves
 from cutjax.shrink import check_params
@@ -53,12 +54,43 @@ def check_alike(networks: Networks) -> None:
     check_places(net.graph)
     for name, other in others:
         check_params(other.params, other.graph)
-        _same(
-            (first, [(g.name, g.size) for g in net.graph.free]),
-            (name, [(g.name, g.size) for g in other.graph.free]),
-            "group",
-        )
-        _same((first, _axes(net.graph)), (name, _axes(other.graph)), "parameter")
+        try:
+            _check_same((first, net.graph), (name, other.graph))
+        except MismatchError:
+            check_answers({first: net, name: other})
+            raise
+
+
+def _check_same(one: tuple[str, Graph], other: tuple[str, Graph]) -> None:
+    for of, what in ((_sizes, "group"), (_axes, "parameter")):
+        _same((one[0], of(one[1])), (other[0], of(other[1])), what)
+
+
+def check_answers(networks: Networks) -> None:
+    """Check that networks answer equally many tasks.
+
+    Args:
+        networks: by name.
+
+    Raises:
+        MismatchError: names the first that does not, and what each answers.
+    """
+    (first, net), *others = networks.items()
+    one = net.graph.tasks
+    for name, other in others:
+        tasks = other.graph.tasks
+        if len(tasks) != len(one):
+            raise MismatchError(
+                f"networks {first!r} and {name!r} do not answer alike: {name!r} "
+                f"answers {', '.join(tasks)}; {first!r} answers {', '.join(one)}\n"
+                f"  try: as many of each, as in `cj.select(apply, {tasks[0]!r})`, with "
+                "only the parameters that these need"
+            )
+
+
+def evaluating(networks: Networks) -> AbstractContextManager[None]:
+    """While networks are evaluated; see `given.as_traced`."""
+    return as_traced(*((net.leaves, net.graph.shapes) for net in networks.values()))
 
 
 def place(path: str) -> tuple[str, str]:
@@ -78,6 +110,10 @@ def check_places(graph: Graph) -> None:
                 "tree, where what is in no collection stands in `params`; give one of "
                 "them another name"
             )
+
+
+def _sizes(graph: Graph) -> list[tuple[str, Any]]:
+    return [(group.name, group.size) for group in graph.free]
 
 
 def _axes(graph: Graph) -> list[tuple[str, Any]]:

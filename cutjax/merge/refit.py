@@ -36,8 +36,9 @@ from cutjax.merge.kernels import (
     sound,
 )
 from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
-from cutjax.merge.network import Networks, check_alike
+from cutjax.merge.network import Networks, check_alike, evaluating
 from cutjax.merge.own import moved, operands, own_step
+from cutjax.merge.serving import check_serving
 from cutjax.merge.sharing import Sharing, check
 from cutjax.merge.targets import Batch, Job, Way, wanted_of
 from cutjax.merge.ways import MIXING, at_width
@@ -200,6 +201,7 @@ def _refitted(
     check(graph, tuple(networks), sharing)
     inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")
     both = joint(networks, sharing, inputs[0])
+    check_serving(both, depth=4)
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}
     job = Job(both, full, wanted, rows, way)
@@ -209,19 +211,20 @@ def _refitted(
     held = [_begin(job, parts, networks, x) for x in inputs]
     steps = range(len(both.shared.frame.jaxpr.eqns))
     dying = [eager.last_uses(prog) for prog in _programs(job)]
-    for index in tqdm(steps, desc="refit", disable=not progress, leave=False):
-        for batch in held:
-            _originals(job, batch, index)
-        if index in both.trunk and is_free(both.shared, index):
-            parts = _refit_shared(job, parts, held, index)
-        for name, prog in both.own.items():
-            if not way.originals and index in wanted[name] and is_free(prog, index):
-                parts = _refit_own(job, parts, held, name, index)
-        for batch in held:
-            _advance(job, parts, batch, index)
-            for env, last in zip(_envs(batch), dying, strict=True):
-                for var in last.get(index, ()):
-                    env.pop(var, None)
+    with evaluating(networks):
+        for index in tqdm(steps, desc="refit", disable=not progress, leave=False):
+            for batch in held:
+                _originals(job, batch, index)
+            if index in both.trunk and is_free(both.shared, index):
+                parts = _refit_shared(job, parts, held, index)
+            for name, prog in both.own.items():
+                if not way.originals and index in wanted[name] and is_free(prog, index):
+                    parts = _refit_own(job, parts, held, name, index)
+            for batch in held:
+                _advance(job, parts, batch, index)
+                for env, last in zip(_envs(batch), dying, strict=True):
+                    for var in last.get(index, ()):
+                        env.pop(var, None)
     return Merged(merged_apply(networks, sharing), packed(parts))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cutjax.errors import KeepError, suggest
-from cutjax.given import check_by_name, several
+from cutjax.given import check_by_name, said, several
 from cutjax.graph import Graph
 from cutjax.merge.permute import Permutation, check_permutation, inverse
 
@@ -35,9 +35,10 @@ def check(
         sharing: what should fit them.
 
     Raises:
-        KeepError: an unknown group or network, a network that is missing, a wrong
-            length or dtype, a position out of range, a pinned group that is not shared
-            as it stands, or channels that move though constants tell them apart.
+        KeepError: no mapping by group and network, an unknown group or network, a
+            network that is missing, a wrong length or dtype, a position out of range, a
+            pinned group that is not shared as it stands, or channels that move though
+            constants tell them apart.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cutjax as cj
@@ -46,8 +47,16 @@ def check(
         >>> graph = cj.trace(apply, w, jnp.ones((1, 1)))
         >>> check(graph, ["one"], {"a:1": {"one": np.array([0, OWN])}})
     """
+    if not isinstance(sharing, Mapping):
+        raise KeepError(
+            f"sharing is {said(sharing)}; pass {{group: {{network: slots}}}}"
+        )
     for name, found in sharing.items():
         group = graph[name]
+        if not isinstance(found, Mapping):
+            raise KeepError(
+                f"sharing[{name!r}] is {said(found)}; pass {{network: slots}}"
+            )
         for network in found:
             check_network(network, names)
         for network in names:
@@ -122,6 +131,9 @@ def until(
     shared: Collection[str] | str,
 ) -> dict[str, dict[str, Int[np.ndarray, "_"]]]:
     """Share some groups only; all others stay with their networks.
+
+    What is shared reads only what is shared: share what leads to a group too, and with
+    a residual stream the blocks that enter it (merging says so).
 
     Args:
         graph: of all networks.

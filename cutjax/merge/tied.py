@@ -17,7 +17,7 @@ from cutjax.merge.merged import (
     restored,
     unpacked,
 )
-from cutjax.merge.network import Network, Networks, bare, check_alike
+from cutjax.merge.network import Network, Networks, bare, check_alike, evaluating
 from cutjax.merge.permute import Permutation, permute
 from cutjax.merge.sharing import OWN, Sharing, check
 from cutjax.merge.tying import Batches, tie
@@ -93,7 +93,8 @@ def tied(
     first = {group: np.asarray(found[names[0]]) for group, found in sharing.items()}
     apart = {group for group, slots in first.items() if (slots == OWN).all()}
     shared = {group.name for group in graph.free} - apart
-    parts = tie(moved, shared, batches, lockstep, damping, rows, progress)
+    with evaluating(networks):
+        parts = tie(moved, shared, batches, lockstep, damping, rows, progress)
     return Merged(_apply(networks), packed(parts))
 
 

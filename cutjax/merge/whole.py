@@ -11,6 +11,7 @@ from cutjax.merge.average import in_several_ways, one_axis
 from cutjax.merge.crossed import Torn, across, channels_of
 from cutjax.merge.join import needed
 from cutjax.merge.network import Network
+from cutjax.merge.serving import serving
 from cutjax.merge.ways import at_width, summing, way_of
 from cutjax.recover.program import Program, program
 
@@ -63,16 +64,10 @@ def whole_groups(network: Network, inputs: Sequence[Any] | Any) -> dict[str, str
     note(_tied(prog, network))
     while note(_summed(prog, own(), free)):
         pass
-    serving = _serving(own(), free)
-    note((name, DEAD) for name in free if name not in serving)
+    side = own()
+    served = serving(side, needed(side, side.frame.jaxpr.outvars), free)
+    note((name, DEAD) for name in free if name not in served)
     return found
-
-
-def _serving(prog: Program, free: Collection[str]) -> set[str]:
-    """The groups whose channels the outputs need."""
-    indices = needed(prog, prog.frame.jaxpr.outvars)
-    values = [value for index in indices for value in _made(prog, index)]
-    return {name for v in values for name in channels_of(prog, v.dims, free)}
 
 
 def _made(prog: Program, index: int) -> list[Any]:

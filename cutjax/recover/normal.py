@@ -19,6 +19,9 @@ Blocks = Float[np.ndarray, "g f m"]
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
+ROUNDING = 1e-5
+"""A standard deviation that float32 cannot tell from none, of the root mean square."""
+
 
 def check_damping(damping: float | None, name: str = "damping") -> None:
     """Check a ridge that someone asked for.
@@ -165,11 +168,15 @@ def solve(
 def rescaled(m: Moments, prior: Blocks, *, intercept: bool = False) -> Solution:
     """The kernel with each channel's results as wide as the target's.
 
-    Channels that never move stay as they are.
+    Channels that never move stay as they are, and so do those that move by rounding
+    only, or should: next to how large they are.
     """
-    m = m if intercept else about_zero(m)
+    zero = about_zero(m)
+    m = m if intercept else zero
     wide = np.einsum("gfm,gfe,gem->gm", prior, m.gram, prior, optimize=True)
+    whole = np.einsum("gfm,gfe,gem->gm", prior, zero.gram, prior, optimize=True)
     moves = (wide > 1e-12 * np.max(wide, initial=1e-30)) & (m.square > 0)
+    moves &= (wide > ROUNDING**2 * whole) & (m.square > ROUNDING**2 * zero.square)
     scale = np.sqrt(np.where(moves, m.square / np.where(moves, wide, 1), 1))
     kernel = prior * scale[:, None]
     return Solution(kernel, shift(m, kernel))

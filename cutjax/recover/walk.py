@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cutjax._jit import jit
 from cutjax.errors import DataError
-from cutjax.given import check_known
+from cutjax.given import as_traced, check_known
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
 from cutjax.members import pruned
@@ -75,8 +75,9 @@ def recovered(
     parent = list(named_leaves(params).values())
     spread = is_spread((params, inputs))
     job = Job(prog, ways, parent, inputs, damping, spread, progress, label)
-    done = _best(job, stops, as_cut)
-    child = _not_worse(job, as_cut, done)
+    with as_traced((named_leaves(params), graph.shapes)):
+        done = _best(job, stops, as_cut)
+        child = _not_worse(job, as_cut, done)
     out = jax.tree.unflatten(graph.treedef, list(child.values()))
     absent = frozenset(graph.shapes) - used
     return pruned(out, lambda name, _: name in absent), done.fits
