@@ -104,3 +104,30 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
     }
     with pytest.raises(ValueError, match=r"'0/mu/w/a' is \[3, 5\], expected"):
         run(opt_state=(state[0]._replace(mu=small), *state[1:]))
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_statistics_among_what_is_trained_stay_or_move_alone(dtype):
+    """An update with None for some leaves is of the others, in any container."""
+    layer = {"a": START["w"]["a"], "mean": jnp.full(8, 0.5), "var": jnp.ones(8)}
+    params = {"layer": layer, "b": START["v"]["b"]}
+
+    def infer(p, x):
+        hidden = jnp.tanh(x[:, 0, 0, :] @ p["layer"]["a"])
+        return (hidden - p["layer"]["mean"]) / p["layer"]["var"] @ p["b"]
+
+    def moving(p, x):
+        return infer(p, x), {"layer": {"a": None, "mean": 0.5 * p["layer"]["mean"]}}
+
+    options = {"epochs": 2, "batch_size": 16, "dtype": dtype, "progress": False}
+    options["optimizer"] = optax.adamw(1e-2, weight_decay=0.1)
+    new, _ = fit(cj.recover.frozen(infer), params, loss, DATA, **options)
+    np.testing.assert_array_equal(new["layer"]["mean"], layer["mean"])
+    np.testing.assert_array_equal(new["layer"]["var"], layer["var"])
+    assert (new["layer"]["a"] != layer["a"]).all()
+    new, _ = fit(moving, params, loss, DATA, **options)
+    np.testing.assert_array_equal(new["layer"]["mean"], 0.5**8 * layer["mean"])
+    assert (new["layer"]["var"] != layer["var"]).all()
+    wrong = {"layer": {"a": None, "none": jnp.ones(8)}}
+    with pytest.raises(ValueError, match=r"the update of 'layer' has other shapes"):
+        fit(lambda p, x: (infer(p, x), wrong), params, loss, DATA, **options)

@@ -21,6 +21,7 @@ from cutjax.given import several
 from cutjax.graph import Graph
 from cutjax.mirror import named_leaves, path_name
 from cutjax.readers import is_conv, is_linear, kernel_matrix
+from cutjax.recover.statistics import statistics
 from cutjax.resize import Kept, Reader, Run
 from cutjax.shrink import check_params, rewrite
 
@@ -329,14 +330,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _vectors(graph: Graph, state: Iterable[str] | str | None) -> list[str]:
-    parts = {*several(("batch_stats",) if state is None else state)}
-
-    def held(path: str) -> bool:
-        layer, _, name = path.rpartition("/")
-        beside = [f"{layer}/{other}".lstrip("/") for other in ("mean", "var")]
-        pair = name in ("mean", "var") and all(p in graph.shapes for p in beside)
-        return bool(parts & {*path.split("/")}) or (state is None and pair)
-
+    held = statistics(graph.shapes, state)
     return [
         path
         for path, like in graph.shapes.items()

@@ -13,6 +13,7 @@ from cutjax.errors import MismatchError, suggest
 from cutjax.fit import FitInfo, fit
 from cutjax.given import several
 from cutjax.metrics import named
+from cutjax.mirror import named_leaves, path_name
 from cutjax.recover.balance import Balance, named_balance
 from cutjax.recover.balanced import BALANCE, balanced
 from cutjax.recover.beside import beside
@@ -26,10 +27,11 @@ from cutjax.recover.distill import (
     teach as teach,
 )
 from cutjax.recover.kinds import TEACHER, check_labels, kinds_of, spreads_of
+from cutjax.recover.statistics import statistics
+from cutjax.state_parts import under
 from cutjax.training.options import batch
-from cutjax.training.parts import made_of, without
+from cutjax.training.parts import made_of, top_level, without
 
-STATE = "batch_stats"
 SOME = 512  # examples that tell how far the parent's numbers spread
 
 
@@ -47,14 +49,15 @@ def frozen(
 
     Args:
         apply: the compact function in inference, `(params, x) -> outputs`.
-        state: top-level entries of `params` that are not trained; `batch_stats`, if
-            there is one, if not given.
+        state: what is not trained, top-level entries of `params`, or parts of paths;
+            if not given, `batch_stats`, and a `mean` and `var` side by side (NNX).
 
     Returns:
-        `(params, x) -> (outputs, updates)`, for `finetune` after `compensate`.
+        `(params, x) -> (outputs, updates)`, for `finetune` after `compensate`; of an
+        entry that is statistics in part, updates hold None for the rest.
 
     Raises:
-        MismatchError: when called, if `params` have no such entry.
+        MismatchError: when called, if `params` have nothing of such a name.
 
     Example:
         >>> train = frozen(lambda p, x: p["w"] * x, state=("seen",))
@@ -63,14 +66,27 @@ def frozen(
     """
 
     def train_apply(params: Any, x: Any) -> tuple[Any, dict[str, Any]]:
-        held = params if isinstance(params, Mapping) else {}
-        names = [n for n in (STATE,) if n in held] if state is None else several(state)
-        for name in names:
-            if name not in held:
-                raise MismatchError(f"no state {name!r}; {suggest(name, held)}")
-        return apply(params, x), {name: held[name] for name in names}
+        return apply(params, x), _statistics_of(params, state)
 
     return train_apply
+
+
+def _statistics_of(params: Any, state: Sequence[str] | str | None) -> dict[str, Any]:
+    """The entries that hold statistics, with None for what else they hold."""
+    paths = named_leaves(params)
+    for name in () if state is None else several(state):
+        parts = {piece for path in paths for piece in path.split("/")}
+        if name not in parts:
+            raise MismatchError(f"no state {name!r}; {suggest(name, parts)}")
+    chosen, maps = statistics(paths, state), isinstance(params, Mapping)
+    found = {
+        name: jax.tree_util.tree_map_with_path(
+            lambda path, v, n=name: v if chosen(under(n, path_name(path))) else None,
+            entry,
+        )
+        for name, entry in (top_level(params) if maps else {}).items()
+    }
+    return {name: entry for name, entry in found.items() if jax.tree.leaves(entry)}
 
 
 def finetune(

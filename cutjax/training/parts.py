@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr
 from jaxtyping import Array
 
 from cutjax.errors import MismatchError
@@ -18,7 +19,7 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
     Args:
         train_apply: see `cutjax.fit.fit`.
         dtype: of parameters and inputs within; `jnp.bfloat16`.
-        names: top-level entries of `params` that are state and stay as they are.
+        names: what is state and stays as it is, see `state_names`.
 
     Returns:
         A function of parameters in their own type, whose outputs are float32 and whose
@@ -26,21 +27,16 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
     """
 
     def low(path: tuple[Any, ...], leaf: Any) -> Any:
-        return leaf if names and path[0].key in names else _cast(leaf, dtype)
+        return leaf if _in(path, names) else _cast(leaf, dtype)
 
     def apply(params: Any, x: Array) -> tuple[Any, Mapping[str, Any]]:
         small = jax.tree_util.tree_map_with_path(low, params)
         outputs, updates = train_apply(small, _cast(x, dtype))
         outputs = jax.tree.map(lambda leaf: _cast(leaf, jnp.float32), outputs)
-        updates = {
-            name: jax.tree.map(
-                lambda new, old: new.astype(old.dtype),
-                tree,
-                held_as(tree, params[name]),
-            )
-            for name, tree in (updates or {}).items()
+        own = {n: _only(params[n], tree) for n, tree in (updates or {}).items()}
+        return outputs, {
+            n: of_type(tree, own[n]) for n, tree in (updates or {}).items()
         }
-        return outputs, updates
 
     return apply
 
@@ -55,10 +51,43 @@ def held_as(like: Any, tree: Any) -> Any:
 
 
 def updated(params: Any, entries: Mapping[str, Any]) -> Any:
-    """Parameters with these top-level entries, in a container of the same type."""
+    """Parameters with these top-level entries, in a container of the same type.
+
+    Of an entry that is there, some leaves may be given alone (None for the others).
+    """
     held = top_level(params)
-    new = {k: held_as(held[k], v) if k in held else v for k, v in entries.items()}
+    new = {k: _entry(held[k], v) if k in held else v for k, v in entries.items()}
     return type(params)({**held, **new})
+
+
+def _entry(old: Any, new: Any) -> Any:
+    leaves = jax.tree.leaves(new)
+    if len(leaves) == jax.tree.structure(old).num_leaves:
+        return held_as(old, new)
+    given = iter(leaves)
+    found = _paths(new)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: next(given) if keystr(path) in found else leaf, old
+    )
+
+
+def _only(old: Any, new: Any) -> Any:
+    """Leaves of an entry, those of an update alone, in its containers."""
+    found = _paths(new)
+    if len(found) == jax.tree.structure(old).num_leaves:
+        return held_as(new, old)
+    named = jax.tree_util.tree_leaves_with_path(old)
+    some = [leaf for path, leaf in named if keystr(path) in found]
+    return jax.tree.unflatten(jax.tree.structure(new), some)
+
+
+def _paths(tree: Any) -> dict[str, Any]:
+    return {keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _in(path: tuple[Any, ...], names: Collection[str]) -> bool:
+    """Whether names are of the top-level entry that a path leads into, or of it."""
+    return bool(names) and (path[0].key in names or keystr(path) in names)
 
 
 def without(params: Any, names: Collection[str]) -> Any:
@@ -126,7 +155,7 @@ def made_of(
 def state_names(
     train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
 ) -> tuple[str, ...]:
-    """The top-level entries of `params` that training replaces.
+    """What of `params` training replaces: top-level entries, whole or in part.
 
     Args:
         train_apply: see `cutjax.fit.fit`.
@@ -134,7 +163,8 @@ def state_names(
         x: shape of a batch.
 
     Returns:
-        Their names.
+        Names of whole entries; and paths (`keystr`) of leaves, where an update has
+        None for others of its entry.
 
     Raises:
         ValueError: updates that do not belong to `params`.
@@ -148,13 +178,20 @@ def state_names(
             f"fit: updates replace {sorted(updates)}, but the top level of params is "
             f"{keys}; updates may only name top-level entries of a dict of params"
         )
+    found: list[str] = []
     for name, new in updates.items():
         old = jax.eval_shape(lambda tree: tree, params[name])
-        if jax.tree.map(_signature, old) != jax.tree.map(_signature, new):
+        if jax.tree.map(_signature, old) == jax.tree.map(_signature, new):
+            found.append(name)
+            continue
+        known = {path: _signature(leaf) for path, leaf in _paths({name: old}).items()}
+        given = {path: _signature(leaf) for path, leaf in _paths({name: new}).items()}
+        if not given or not given.items() <= known.items():
             raise ValueError(
                 f"fit: the update of {name!r} has other shapes than params[{name!r}]"
             )
-    return tuple(updates)
+        found += given
+    return tuple(found)
 
 
 def _signature(leaf: Any) -> tuple[Any, Any]:
@@ -166,7 +203,7 @@ def divide(params: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
 
     Args:
         params: a pytree.
-        names: top-level entries that are state.
+        names: of what is state, see `state_names`.
 
     Returns:
         `(free, fixed)`; `join` puts them together again.
@@ -177,8 +214,9 @@ def divide(params: Any, names: tuple[str, ...]) -> tuple[Any, Any]:
     """
 
     def trained(path: tuple[Any, ...], leaf: Any) -> bool:
-        state = bool(names) and path[0].key in names
-        return not state and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return not _in(path, names) and jnp.issubdtype(
+            jnp.result_type(leaf), jnp.floating
+        )
 
     chosen = jax.tree_util.tree_map_with_path(trained, params)
     free = jax.tree.map(lambda leaf, t: leaf if t else None, params, chosen)
