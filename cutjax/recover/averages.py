@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cutjax.losses import wide
+
 Moved = Callable[[Sequence[Array]], Sequence[Array]]
 """What an update makes of the statistics it starts from."""
 
@@ -35,11 +37,6 @@ class Found(NamedTuple):
 def floating(leaf: Any) -> bool:
     """Whether a leaf may be a statistic: no counter, no flag, no random key."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def wide(leaf: Any) -> Array:
-    """A statistic in float32 at least: no momentum can be told from less."""
-    return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
 def of_batch(moved: Moved, old: dict[str, Array]) -> Found:

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from cutjax._jit import jit
 from cutjax.errors import DataError, MismatchError
 from cutjax.inputs import inputs_of, rows
+from cutjax.losses import wide
 from cutjax.mirror import named_leaves
-from cutjax.recover.averages import Found, floating, follow, of_batch, wide
+from cutjax.recover.averages import Found, floating, follow, of_batch
 from cutjax.training.parts import updated
 
 TrainApply = Callable[..., tuple[Any, Mapping[str, Any]]]
