@@ -20,7 +20,7 @@ from cutjax.inputs import examples, first
 from cutjax.mirror import named_leaves
 from cutjax.readers import rows
 from cutjax.saliency.criterion import Problem
-from cutjax.saliency.curvature import curved_sums, key_of
+from cutjax.saliency.curvature import curved_sums, number_of
 from cutjax.saliency.stream import Loss, singles, task_losses
 from cutjax.saliency.tap import Tapped, tap
 from cutjax.shrink import rewrite
@@ -227,8 +227,8 @@ def _one_example(problem: Problem, needs: frozenset[str]):
         losses = compute(out, targets)
         curved = jnp.zeros_like(losses)
         if READERS in needs:
-            key = key_of(inputs)
-            curved = curved_sums(problem.losses, out, targets, key)
+            number = number_of(inputs)
+            curved = curved_sums(problem.losses, out, targets, number)
         return (losses, curved), tapped
 
     return one
