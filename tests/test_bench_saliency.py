@@ -94,7 +94,7 @@ def case() -> dict[str, Callable[[], Any]]:
     weights = np.ones(BATCH, np.float32)
     for name, chosen in SETS.items():
         criteria = {c: ALL[c]() for c in chosen}
-        step = _step(Problem(apply, params, graph, losses), criteria)
+        step = _step(Problem(apply, params, graph, losses), criteria, set())
         args = (params, (x,), y, weights)
         state = _zeros(jax.eval_shape(step, None, *args))
         out[name] = compiled(step, state, *args)

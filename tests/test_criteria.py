@@ -489,7 +489,8 @@ def test_all_criteria_read_the_data_once_and_score_as_alone(graph):
     for name in ("taylor", "joint", "cut", "cosprune", "wanda", "mutual_information"):
         data = batched(x, y, 3)
         alone = cj.saliency(*args, data, criterion=CHEAP[name], **QUIET)
-        check(together[name], alone, rtol=1e-5, atol=1e-6)
+        rtol = 1e-3 if name == "joint" else 1e-5
+        check(together[name], alone, rtol=rtol, atol=1e-6)
 
 
 def test_a_pass_that_was_interrupted_goes_on(graph):

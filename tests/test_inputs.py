@@ -150,9 +150,9 @@ def close(got: Any, want: Any) -> None:
 def test_keys_and_numbers_are_each_examples(criterion, size):
     key, t = jax.random.key(0), jnp.float32(0.3)
     parts = [X[:16], X[16:32], X[32:]]
-    held = [(0.0, x) for x in parts]
-    want = scored(lambda p, _, x: noisy(p, key, x, t), held, criterion)
-    got = scored(noisy, [(key, x, t) for x in parts], criterion, batch_size=size)
+    held = [(key, x, t) for x in parts]
+    want = scored(lambda p, _k, x, _t: noisy(p, key, x, t), held, criterion)
+    got = scored(noisy, held, criterion, batch_size=size)
     close(got, want)
 
 

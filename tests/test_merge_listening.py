@@ -22,6 +22,9 @@ from cutjax.merge.ways import ALONE, TAKEN
 NAMES = ("one", "two")
 
 
+TURNS = 12
+
+
 def in_place(rng: Any, size: int) -> dict[str, np.ndarray]:
     """Whole, own, or some of each; alike for both networks, no channel moved."""
     some = rng.permutation(size) < max(1, size // 3)
@@ -43,8 +46,17 @@ def merges(average: Any, net: Any, seed: int) -> Any:
     made = [Network(net.apply, p, graph) for p in params]
     networks = dict(zip(NAMES, made, strict=True))
     whole = whole_groups(networks["one"], net.inputs)
-    for draw in (in_place, anyhow):
-        rng = np.random.default_rng(seed)
+    yield from _tried(average, net, networks, (graph, whole), in_place, seed, TURNS)
+    yield from _tried(average, net, networks, (graph, whole), anyhow, seed, 1)
+
+
+def _tried(
+    average: Any, net: Any, networks: Any, of: Any, draw: Any, seed: int, turns: int
+) -> Any:
+    """The first of some random sharings that is not refused as it cuts a group off."""
+    graph, whole = of
+    for turn in range(turns):
+        rng = np.random.default_rng(seed + 100 * turn)
         sharing = {
             group.name: draw(rng, group.size)
             if group.name not in whole and group.size > 1
@@ -52,10 +64,12 @@ def merges(average: Any, net: Any, seed: int) -> Any:
             for group in free(graph)
         }
         try:
-            yield networks, sharing, average(networks, sharing, net.inputs)
+            merged = average(networks, sharing, net.inputs)
         except KeepError:
-            if draw is in_place:
-                raise
+            continue
+        yield networks, sharing, merged
+        return
+    assert draw is anyhow, "all were refused"
 
 
 def check(average: Any, net: Any, seed: int) -> None:

@@ -11,7 +11,7 @@ from nets.base import normal
 import cutjax as cj
 from cutjax.readers import energy, is_linear
 from cutjax.recover.program import program
-from cutjax.recover.rows import read_rows
+from cutjax.recover.rows import kernel_blocks, read_rows
 
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vit_linen")
@@ -19,7 +19,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize("name", ["vgg", "wavenet", *SLOW])
-def test_energies_are_squared_lengths_of_the_rows_that_are_read(name):
+def test_energies_are_squares_of_the_rows_that_are_read_as_kernels_weigh(name):
     check(name, energy)
 
 
@@ -41,7 +41,9 @@ def check(name: str, energy: Any) -> None:
     for number, reader in enumerate(linear):
         at = reader.site.at
         shapes = [atom.aval.shape for atom in reader.eqn.invars]
-        values, kernel = normal(*shapes[at], seed=number), jnp.ones(shapes[1 - at])
-        got = energy(reader, jnp.asarray(values), kernel)
-        want = jnp.square(read_rows(reader, jnp.asarray(values), kernel)).sum((0, 2))
+        values, kernel = normal(*shapes[at], seed=number), normal(*shapes[1 - at])
+        got = energy(reader, jnp.asarray(values), jnp.asarray(kernel))
+        rows = np.square(read_rows(reader, jnp.asarray(values), kernel))
+        weights = np.square(kernel_blocks(reader, kernel))
+        want = np.einsum("gpf,gfm->p", rows, weights)
         np.testing.assert_allclose(got, want, rtol=1e-4)

@@ -128,7 +128,9 @@ def about_zero(m: Moments) -> Moments:
     )
 
 
-def some_targets(m: Moments, prior: Blocks, most: int) -> tuple[Moments, Blocks]:
+def some_targets(
+    m: Moments, prior: Blocks, most: int
+) -> tuple[Moments, Float[np.ndarray, "g f few"]]:
     """The same problem with at most so many of its targets, evenly spread."""
     columns = np.linspace(0, prior.shape[-1] - 1, min(most, prior.shape[-1]))
     at = columns.round().astype(int)

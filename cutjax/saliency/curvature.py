@@ -35,8 +35,9 @@ def number_of(inputs: Any) -> Number:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            leaf = jnp.stack([leaf.real, leaf.imag]).astype(jnp.float32)
-            leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+            # The same in half precision as in single.
+            leaf = jnp.stack([leaf.real, leaf.imag]).astype(jnp.bfloat16)
+            leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint16)
         bits = leaf.astype(jnp.uint32).ravel()
         odd = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) | 1
         total = total * jnp.uint32(31) + jnp.sum(bits * odd, dtype=jnp.uint32)
