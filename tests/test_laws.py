@@ -44,7 +44,7 @@ def test_members_are_what_a_cut_touches(name: str) -> None:
     laws.check_members(CJ, NETS[name]())
 
 
-@every
+@fourth(1)
 @pytest.mark.parametrize("how", ["jit", "remat", "shapes", "order", "vmap"])
 def test_graph_is_the_same(name: str, how: str) -> None:
     if (name, how) == ("branches", "vmap"):
@@ -67,12 +67,12 @@ def test_every_statistic_has_an_oracle() -> None:
     assert set(TRAINED) <= {name for name in NETS if NETS[name]().train_apply}
 
 
-@every
+@half
 def test_mask_is_zero_where_the_cut_removes(name: str) -> None:
     laws.check_mask(CJ, NETS[name](), 0)
 
 
-@every
+@fourth(2)
 def test_full_keep_changes_nothing(name: str) -> None:
     laws.check_full_keep(CJ, NETS[name]())
 
@@ -108,7 +108,7 @@ def test_gate_gradient_is_that_of_the_readers(name: str) -> None:
     laws.check_gate_scale(CJ, NETS[name]())
 
 
-@every
+@half
 @pytest.mark.parametrize("seed", [None, 0])
 def test_cost_is_what_is_counted(name: str, seed: int | None) -> None:
     laws.check_cost(CJ, NETS[name](), seed)

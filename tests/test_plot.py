@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from nets import NETS
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax import plot
@@ -69,7 +70,7 @@ def drawn(fig: Figure, dpi="figure") -> None:
     fig.savefig(io.BytesIO(), dpi=dpi)
 
 
-@pytest.mark.parametrize("name", sorted(NETS))
+@pytest.mark.parametrize("name", by_turns(sorted(NETS), 4))
 def test_every_specimen_has_a_picture(name):
     net = NETS[name]()
     graph = cj.trace(net.apply, *jax.eval_shape(lambda: (net.params, *net.inputs)))
