@@ -28,7 +28,6 @@ from cutjax.recover.distill import (
 )
 from cutjax.recover.kinds import TEACHER, check_labels, kinds_of, spreads_of
 from cutjax.recover.statistics import statistics
-from cutjax.state_parts import under
 from cutjax.training.options import batch
 from cutjax.training.parts import made_of, top_level, without
 
@@ -78,15 +77,13 @@ def _statistics_of(params: Any, state: Sequence[str] | str | None) -> dict[str, 
         parts = {piece for path in paths for piece in path.split("/")}
         if name not in parts:
             raise MismatchError(f"no state {name!r}; {suggest(name, parts)}")
-    chosen, maps = statistics(paths, state), isinstance(params, Mapping)
-    found = {
-        name: jax.tree_util.tree_map_with_path(
-            lambda path, v, n=name: v if chosen(under(n, path_name(path))) else None,
-            entry,
-        )
-        for name, entry in (top_level(params) if maps else {}).items()
-    }
-    return {name: entry for name, entry in found.items() if jax.tree.leaves(entry)}
+    if not isinstance(params, Mapping):
+        return {}
+    chosen = statistics(paths, state)
+    some = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if chosen(path_name(path)) else None, params
+    )
+    return {k: entry for k, entry in top_level(some).items() if jax.tree.leaves(entry)}
 
 
 def finetune(
@@ -167,7 +164,6 @@ def finetune(
     outputs = named(made_of(train_apply, params, x)[0])
     tasks = answered(tasks, outputs)
     kinds = kinds_of(tasks, outputs, data.y, kinds)
-    plain = kinds_of(tasks, outputs, {})
     update = batch_size * options.get("accumulate", 1)
     steps = max(epochs * (len(data.x) // max(update, 1)), 1)
     numbers = {"temperature": temperature, "labels": labels, "features": features}
@@ -197,8 +193,8 @@ def finetune(
             chosen, train_apply, params, each, optimizer, x, tasks=tasks, extra=extra
         )
         added = (*added, BALANCE)
-    told = {task: kind for task, kind in kinds.items() if kind != plain[task]}
-    more = ({"kinds": told} if told else {}) | (options.pop("settings", None) or {})
+    settings = _settings(tasks, balance, numbers, _told(kinds, outputs))
+    settings |= options.pop("settings", None) or {}
     trained, info = fit(
         train_apply,
         params,
@@ -210,7 +206,7 @@ def finetune(
         seed=seed,
         evaluate=evaluate and (lambda p: evaluate(_shown(p, added))),
         checkpoint=checkpoint,
-        settings=_settings(tasks, balance, numbers, more),
+        settings=settings,
         progress=progress,
         label="finetune",
         **options,
@@ -222,12 +218,19 @@ def _settings(
     tasks: Sequence[str],
     balance: str | Balance,
     numbers: Mapping[str, float],
-    more: Mapping[str, Any],
+    told: Mapping[str, str],
 ) -> dict[str, Any]:
     """What a checkpoint must agree on beside what `fit` itself knows."""
     name = balance if isinstance(balance, str) else "given"
     plain = {key: float(value) for key, value in numbers.items()}
-    return {"tasks": [*tasks], "balance": name, **plain, **more}
+    kinds = {"kinds": dict(told)} if told else {}
+    return {"tasks": [*tasks], "balance": name, **plain, **kinds}
+
+
+def _told(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> dict[str, str]:
+    """The kinds that shapes alone would not tell."""
+    plain = kinds_of(tuple(kinds), outputs, {})
+    return {task: kind for task, kind in kinds.items() if kind != plain[task]}
 
 
 def _wanted(

@@ -1,10 +1,10 @@
 """The joint activation-gradient criterion: what is lost once the readers are refitted.
 
 For a reader with kernel W let C be the second moment of its input (activation side) and
-G_t that of slopes of L_t at its output (gradient side), rows weighted by |input|^2:
-factors of the mean of products, not products of means. If the channels K stay and the
-reader is refitted by least squares, the loss of task t rises to second order
-(Gauss-Newton, with Kronecker factors) by 1/2 tr(R_K W G_t W^T), where
+G_t that of slopes of L_t at its output (gradient side), each row weighted by what is
+read there: factors of the mean of products, not products of means. If the channels K
+stay and the reader is refitted by least squares, the loss of task t rises to second
+order (Gauss-Newton, with Kronecker factors) by 1/2 tr(R_K W G_t W^T), where
 R_K = C - C_:K C_KK^-1 C_K: is what the kept channels cannot rebuild. Slopes are draws
 that hold the curvature of the loss (`curvature`): it does not vanish where a network
 answers its targets, nor follows the noise of labels. Eliminating channel after channel

@@ -33,10 +33,8 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
         small = jax.tree_util.tree_map_with_path(low, params)
         outputs, updates = train_apply(small, _cast(x, dtype))
         outputs = jax.tree.map(lambda leaf: _cast(leaf, jnp.float32), outputs)
-        own = {n: _only(params[n], tree) for n, tree in (updates or {}).items()}
-        return outputs, {
-            n: of_type(tree, own[n]) for n, tree in (updates or {}).items()
-        }
+        made = (updates or {}).items()
+        return outputs, {n: of_type(tree, _only(params[n], tree)) for n, tree in made}
 
     return apply
 
