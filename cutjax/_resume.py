@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import shutil
-import warnings
 import zlib
 from os import PathLike
 from pathlib import Path
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cutjax.errors import CheckpointError
+from cutjax.errors import CheckpointError, warn
 
 Json = dict[str, Any]
 
@@ -120,10 +119,9 @@ def load(
             if values is not None and _crc(values) == kept["crc"]:
                 return step, values, kept["info"]
         if path != found[-1][1]:
-            warnings.warn(
+            warn(
                 f"fit: the checkpoint {path} is damaged; the run goes on from the one "
                 "before",
-                stacklevel=3,
             )
     if found:
         raise CheckpointError(

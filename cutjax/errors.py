@@ -1,7 +1,10 @@
 """Errors that say what is wrong, where, and the call that would work."""
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 
 class CutjaxError(ValueError):
@@ -38,3 +41,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     some = near or known[:5]
     return ("nearest: " if near else "known: ") + ", ".join(map(repr, some))
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the caller of cutjax, however deep this is called."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and _package(frame) in ("cutjax", "jax", "jaxtyping"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def _package(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]

@@ -126,7 +126,7 @@ def check_activations(cj: Any, name: str, tasks: tuple[str, ...] | None = None) 
     "name",
     # Every other net; the rest with `pytest -m slow`.
     [
-        n if i % 2 == 0 else pytest.param(n, marks=pytest.mark.slow)
+        n if i % 4 == 0 else pytest.param(n, marks=pytest.mark.slow)
         for i, n in enumerate(NETS)
     ],
 )

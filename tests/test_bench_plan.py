@@ -57,13 +57,8 @@ def case() -> tuple[cj.Graph, dict[str, dict[str, np.ndarray]]]:
     return graph, scores
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "drop",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in BUDGETS if n != "drop"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(BUDGETS))
 @pytest.mark.parametrize("allocate", ALL, ids=lambda a: a.__name__)
 def test_speed_of_a_plan(
     benchmark: Any, case: Any, allocate: Callable, name: str

@@ -24,6 +24,9 @@ RECIPES = (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     sizes = {"train": 128, "calibration": 64, "validation": 32, "test": 32}

@@ -65,8 +65,8 @@ def check_gone(cj: Any, net: Net, gone: Iterable[str]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    # Every third net; the others with `pytest -m slow`.
-    [n if i % 3 == 0 else pytest.param(n, marks=SLOW) for i, n in enumerate(NAMES)],
+    # Every fifth net; the others with `pytest -m slow`.
+    [n if i % 5 == 0 else pytest.param(n, marks=SLOW) for i, n in enumerate(NAMES)],
 )
 def test_without_all_that_may_go_the_cut_is_the_mask(name):
     if not together(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -82,6 +83,20 @@ def own(out: Any, y: Any) -> Any:
 def test_a_loss_without_a_gradient(criterion):
     text = said(net, criterion, 16, loss=own)
     assert f"all scores of {criterion!r} are 0" in text and "task 'output'" in text
+
+
+def test_a_loss_without_a_curvature():
+    text = said(net, "joint", 16, loss=lambda out, y: 0.0 * jnp.sum(out))
+    assert "no curvature on this data: all scores of 'joint' are 0" in text
+    assert said(net, "joint", 16, loss=own) == ""
+
+
+def test_a_warning_is_at_the_line_of_the_caller():
+    graph, data = cj.trace(net, P, X), [(X[:4], jnp.zeros((4, 3)))]
+    with pytest.warns(UserWarning, match="rows of data") as found:
+        here = sys._getframe().f_lineno + 1
+        cj.saliency(net, P, graph, {"output": square}, data, progress=False)
+    assert [(w.filename, w.lineno) for w in found] == [(__file__, here)]
 
 
 @pytest.mark.parametrize("criterion", ["random", "l1", "wanda", "reconstruction"])

@@ -26,8 +26,8 @@ STATISTIC = (
 every = pytest.mark.parametrize("name", list(NETS), scope="module")
 
 
-def fourth(first: int) -> pytest.MarkDecorator:
-    nets = by_turns(NETS, 4, first)
+def some(every: int, first: int) -> pytest.MarkDecorator:
+    nets = by_turns(NETS, every, first)
     return pytest.mark.parametrize("name", nets, scope="module")
 
 
@@ -44,7 +44,7 @@ def test_members_are_what_a_cut_touches(name: str) -> None:
     laws.check_members(CJ, NETS[name]())
 
 
-@fourth(1)
+@some(4, 1)
 @pytest.mark.parametrize("how", ["jit", "remat", "shapes", "order", "vmap"])
 def test_graph_is_the_same(name: str, how: str) -> None:
     if (name, how) == ("branches", "vmap"):
@@ -72,12 +72,12 @@ def test_mask_is_zero_where_the_cut_removes(name: str) -> None:
     laws.check_mask(CJ, NETS[name](), 0)
 
 
-@fourth(2)
+@some(4, 2)
 def test_full_keep_changes_nothing(name: str) -> None:
     laws.check_full_keep(CJ, NETS[name]())
 
 
-@fourth(3)
+@some(4, 3)
 def test_permutation_changes_nothing(name: str) -> None:
     if not NETS[name]().permutable:
         pytest.skip("its members hold a group twice")
@@ -89,19 +89,19 @@ def test_cut_for_a_task(name: str) -> None:
     laws.check_tasks(CJ, NETS[name](), 0)
 
 
-@fourth(3)
+@some(4, 3)
 def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
 
-@fourth(0)
+@some(8, 0)
 def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     if not NETS[name]().true_derivative:
         pytest.skip("the activation's derivative is not its slope")
     laws.check_gate_gradient(CJ, NETS[name](), 0)
 
 
-@fourth(0)
+@some(4, 0)
 def test_gate_gradient_is_that_of_the_readers(name: str) -> None:
     if not (NETS[name]().by_weights and NETS[name]().exact):
         pytest.skip("read by something else than a kernel's axis -2")
@@ -119,12 +119,12 @@ def test_two_batches_compile_once(name: str) -> None:
     laws.check_compiles_once(CJ, NETS[name](), 0)
 
 
-@fourth(1)
+@some(4, 1)
 def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 
 
-@fourth(1)
+@some(8, 1)
 def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
@@ -132,18 +132,18 @@ def test_gradient_of_the_small_function(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*by_turns(STATISTIC, 3), "option_a", "gated_mlp", "unet"]
+    "name", [*by_turns(STATISTIC, 5), "option_a", "gated_mlp", "unet"]
 )
 def test_gradient_within_the_function(name: str) -> None:
     laws.check_inner_grad(CJ, NETS[name](), 0)
 
 
-@fourth(2)
+@some(4, 2)
 def test_vmap_of_the_small_function(name: str) -> None:
     laws.check_vmap(CJ, NETS[name](), 0)
 
 
-@fourth(1)
+@some(6, 1)
 def test_second_cut(name: str) -> None:
     laws.check_second_cut(CJ, NETS[name](), 0)
 

@@ -106,7 +106,7 @@ def every() -> list[Any]:
     found = []
     for i, (name, way) in enumerate(itertools.product(NETS, ["own", "shared"])):
         # Of `generate`, whose loop makes several results, always: one may be empty.
-        marks = pytest.mark.slow if i % 8 not in (0, 3) and name != "generate" else ()
+        marks = pytest.mark.slow if i % 16 not in (0, 3) and name != "generate" else ()
         found.append(pytest.param(name, way, marks=marks, id=f"{name}-{way}"))
     for name in NETS:
         # See test_merge_listening.py, where every network goes its own way.

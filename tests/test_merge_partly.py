@@ -56,7 +56,7 @@ def check(whole_groups: Any, net: Any) -> None:
                 assert name not in own_groups(networks, sharing, net.inputs)
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 4))
+@pytest.mark.parametrize("name", by_turns(NETS, 8))
 def test_what_can_be_shared_in_part_can_and_the_rest_is_refused(name):
     check(whole_groups, NETS[name]())
 

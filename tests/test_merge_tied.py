@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax.errors import CutjaxError
@@ -77,7 +78,7 @@ def wrong(merged: Any, nets: dict[str, Network]) -> float:
     return sum(float(jnp.mean((a - b) ** 2) / jnp.var(b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("lockstep", [True, False])
+@pytest.mark.parametrize("lockstep", by_turns([True, False], 2))
 def test_a_trunk_that_is_the_same_is_found_and_stored_once(lockstep):
     nets, _ = networks(alike=True)
     sharing = aligned(nets)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax.errors import KeepError
@@ -111,7 +112,7 @@ def sharings(graph: cj.Graph, number: int) -> list[Mapping[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("kind", [Normed, Residual])
+@pytest.mark.parametrize("kind", by_turns([Residual, Normed], 2))
 def test_training_and_inference_agree_however_channels_are_shared(kind):
     """With the statistics of a batch, inference makes of it what training made.
 

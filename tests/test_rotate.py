@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from nets import NETS
 from nets.norm import layernorm, rmsnorm
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax.errors import DataError, KeepError
@@ -267,7 +268,9 @@ def test_bfloat16_keeps_its_type():
     assert apart(apply, found.params, low, x) < 0.05
 
 
-@pytest.mark.parametrize("name", ["gptj", "vit_linen", "equinox_attention"])
+@pytest.mark.parametrize(
+    "name", by_turns(["gptj", "vit_linen", "equinox_attention"], 3)
+)
 def test_groups_of_networks_in_bfloat16_are_found_as_in_float32(name):
     net = NETS[name]()
     low = jax.tree.map(_half, (net.params, net.inputs))

@@ -201,7 +201,7 @@ def _refitted(
     check(graph, tuple(networks), sharing)
     inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")
     both = joint(networks, sharing, inputs[0])
-    check_serving(both, depth=4)
+    check_serving(both)
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}
     job = Job(both, full, wanted, rows, way)

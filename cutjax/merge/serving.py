@@ -5,11 +5,10 @@ would answer the same to every input; and own channels that enter only what is s
 would be computed for nothing, a block of a network gone.
 """
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 
 from cutjax._compat import Literal, user_line
-from cutjax.errors import KeepError
+from cutjax.errors import KeepError, warn
 from cutjax.merge.crossed import channels_of
 from cutjax.merge.join import Joint, empty
 from cutjax.merge.ways import summed_by
@@ -30,19 +29,18 @@ def serving(
     return found
 
 
-def check_serving(job: Joint, depth: int = 3) -> None:
+def check_serving(job: Joint) -> None:
     """Check that a sharing cuts no group off; warn where a part of one is.
 
     Args:
         job: the merged architecture.
-        depth: how far up the caller is that a warning is for.
 
     Raises:
         KeepError: names the groups, and what to share or to keep.
     """
     for group, index in _starved(job):
         partly = all(job.keeps[name][group].any() for name in job.members)
-        _tell(_of_starved(job, group, index), depth if partly else None)
+        _tell(_of_starved(job, group, index), refuse=not partly)
     for name, prog in job.own.items():
         served = serving(prog, job.wanted(name), job.keeps[name])
         own = [group for group, mask in job.keeps[name].items() if mask.any()]
@@ -51,13 +49,13 @@ def check_serving(job: Joint, depth: int = 3) -> None:
         for groups in ([g for g in idle if g not in shared], shared):
             if groups:
                 said = _of_idle(job, name, groups, idle)
-                _tell(said, depth if groups is shared else None)
+                _tell(said, refuse=groups is not shared)
 
 
-def _tell(said: str, depth: int | None) -> None:
-    if depth is None:
+def _tell(said: str, *, refuse: bool) -> None:
+    if refuse:
         raise KeepError(said)
-    warnings.warn(said, stacklevel=depth + 1)
+    warn(said)
 
 
 def _shares(job: Joint, name: str, group: str) -> bool:

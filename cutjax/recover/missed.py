@@ -1,10 +1,10 @@
 """What compensation does not reach, and says so."""
 
-import warnings
 from collections.abc import Container, Sequence
 from typing import Any
 
 from cutjax._compat import primitive
+from cutjax.errors import warn
 from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import Program, behind
 from cutjax.recover.stops import Loops, Stop, matrices, place_of
@@ -35,16 +35,14 @@ def warn_of_missed(
     """
     if names := _kept(prog, loops, stops, used):
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        warnings.warn(
+        warn(
             f"{label}: kernels computed from {', '.join(map(repr, names[:NAMED]))}"
             f"{more} stay as cut: the way they are computed is not undone",
-            stacklevel=4,
         )
     for name in _averaged(prog, loops):
-        warnings.warn(
+        warn(
             f"{label}: members of {name!r} are summed, each with kernels of its own; "
             "what those that go made is not made up for: finetune, or keep them all",
-            stacklevel=4,
         )
 
 

@@ -1,6 +1,5 @@
 """Running statistics as they are now, and the same function all the same."""
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from cutjax._jit import jit
-from cutjax.errors import DataError, MismatchError
+from cutjax.errors import DataError, MismatchError, warn
 from cutjax.given import several
 from cutjax.inputs import equal_inputs, first
 from cutjax.mirror import named_leaves
@@ -172,12 +171,11 @@ def _settled(
     held["scale"] = (rise - without) / (line()[0] - without)
     held["bias"] = held["bias"] + start - line()[1]
     if not np.allclose(line(), (rise, start), 1e-3, 1e-5 * np.abs(rise).max()):
-        warnings.warn(
+        warn(
             f"settle: {prog.paths[norm.mean]!r} and {prog.paths[norm.var]!r} stay as "
             "they are: no scale and bias make up for those of the data in "
             f"{norm.x.aval.dtype}; see whether its output is a line over its input, "
             "and use float32",
-            stacklevel=3,
         )
         return list(leaves)
     out = list(leaves)

@@ -1,7 +1,6 @@
 """One walk over a program's readers: measured, refitted, written, one after another."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax._jit import jit
-from cutjax.errors import DataError
+from cutjax.errors import DataError, warn
 from cutjax.given import as_traced, check_known
 from cutjax.graph import Graph
 from cutjax.inputs import equal_inputs
@@ -233,11 +232,10 @@ def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, A
         # Errors only add up: a few batches mostly suffice to know.
         if after <= judge.mean(wrong, whole) * (1 + 1e-3) + 1e-9:
             return done.child
-    warnings.warn(
+    warn(
         f"{job.label}: refitting made the outputs worse on the calibration data (error "
         f"{judge.mean(wrong, whole):.3g} before, {after:.3g} after); the parameters "
         "are returned as cut",
-        stacklevel=3,
     )
     return dict(as_cut)
 
@@ -302,11 +300,10 @@ def _stream(
 
 def _warn(fit: Fit, label: str) -> None:
     if fit.rows < fit.features and fit.damping:
-        warnings.warn(
+        warn(
             f"{label}: the reader of {fit.path!r} has {fit.features} features but "
             f"{fit.rows} rows of data; damping is {fit.damping:g}; pass more "
             "calibration data",
-            stacklevel=3,
         )
 
 

@@ -1,9 +1,9 @@
 """Warnings of scores that say little: of too few data, or of a loss without slope."""
 
-import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from cutjax.errors import warn
 from cutjax.saliency.criterion import Criterion, Measure, Problem, Scores
 from cutjax.saliency.moments import MOMENTS
 from cutjax.saliency.seen import GATES, WEIGHTS, Seen
@@ -41,12 +41,11 @@ def warn_of_few(
     worst = max(few, key=lambda r: (r.channels, r.group, -r.rows))
     others = len({r.group for r in few}) - 1
     more = f" (and {others} more groups have too few)" if others else ""
-    warnings.warn(
+    warn(
         f"saliency: group {worst.group!r} has {worst.channels} channels but "
         f"{worst.rows * examples} rows of data{more}; {', '.join(names)} cannot tell "
         "what further channels add, and scores them as nearly free: pass more "
         "calibration data, or score by fisher",
-        stacklevel=5,
     )
 
 
@@ -66,9 +65,15 @@ def warn_of_zeros(
     for task, found in scores.items():
         own = [found[g.name] for g in problem.graph.free if task in g.tasks]
         if own and not any(v.any() for v in own):
-            warnings.warn(
-                f"saliency: the loss of task {task!r} has no gradient on this data: "
-                f"all scores of {name!r} are 0. Are its targets the network's own "
-                "answers? Give labels, or score by joint, which needs none",
-                stacklevel=5,
+            what = "gradient"
+            why = "its targets the network's own answers? Give labels, or score by "
+            why += "joint, which needs none"
+            if measure == MOMENTS:
+                what, why = (
+                    "curvature",
+                    "its outputs constant, or beyond doubt?",
+                )
+            warn(
+                f"saliency: the loss of task {task!r} has no {what} on this data: all "
+                f"scores of {name!r} are 0. Are {why}"
             )

@@ -9,7 +9,6 @@ shift from row to row) is not seen.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from cutjax._jit import jit
+from cutjax.errors import warn
 from cutjax.inputs import examples, first
 from cutjax.saliency.criterion import Problem
 
@@ -45,13 +45,12 @@ def warn_of_mixing(problem: Problem, inputs: tuple[Any, ...]) -> None:
     except Exception:  # a function of its own may take no batch but of one example
         return
     if mixed:
-        warnings.warn(
+        warn(
             "examples are not independent: the first of a batch has another answer "
             "alone, but scores take the rows of the first axis one by one, each as an "
             "example of its own. Nodes or positions of one example belong behind an "
             "axis of examples, as jax.vmap(net, in_axes=(None, 0)) takes them; batch "
             "statistics should be those of inference",
-            stacklevel=5,
         )
 
 
