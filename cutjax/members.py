@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cutjax.errors import MismatchError
 from cutjax.graph import Graph
+from cutjax.held import top_level
 from cutjax.mirror import namesake, path_name
 from cutjax.resize import Axes
 
@@ -64,7 +65,7 @@ def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
 
     def visit(node: Any, prefix: str) -> Any:
         if isinstance(node, Mapping):
-            held = _held(node)
+            held = top_level(node)
             inner = {k: visit(v, f"{prefix}{k}/") for k, v in held.items()}
             full = {
                 k: v
@@ -85,11 +86,3 @@ def pruned(tree: Any, gone: Callable[[str, Any], bool]) -> Any:
         return jax.tree.unflatten(structure, values)
 
     return visit(tree, "")
-
-
-def _held(node: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """One level as it is held: a State of NNX wraps what its indexing returns."""
-    if isinstance(node, dict):
-        return node
-    level = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
-    return node if level is None else {key.key: value for key, value in level[0]}

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "cutjax"
 
 LAYERS = [
-    {"errors", "given", "dims", "unify", "_compat", "_jit", "mirror", "placed"},
+    {"errors", "given", "dims", "unify", "_compat", "_jit", "mirror", "placed", "held"},
     {"rules"},
     {
         *(

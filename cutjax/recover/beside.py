@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cutjax.training.parts import top_level, updated, without
+from cutjax.held import top_level
+from cutjax.training.parts import updated, without
 
 
 def beside(

@@ -12,6 +12,7 @@ from cutjax.data.base import Split, as_split
 from cutjax.errors import MismatchError, suggest
 from cutjax.fit import FitInfo, fit
 from cutjax.given import several
+from cutjax.held import top_level
 from cutjax.metrics import named
 from cutjax.mirror import named_leaves, path_name
 from cutjax.recover.balance import Balance, named_balance
@@ -29,7 +30,7 @@ from cutjax.recover.distill import (
 from cutjax.recover.kinds import TEACHER, check_labels, kinds_of, spreads_of
 from cutjax.recover.statistics import statistics
 from cutjax.training.options import batch
-from cutjax.training.parts import made_of, top_level, without
+from cutjax.training.parts import made_of, without
 
 SOME = 512  # examples that tell how far the parent's numbers spread
 

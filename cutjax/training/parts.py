@@ -9,6 +9,7 @@ from jax.tree_util import keystr
 from jaxtyping import Array
 
 from cutjax.errors import MismatchError
+from cutjax.held import top_level
 
 TrainApply = Callable[[Any, Any], tuple[Any, Mapping[str, Any] | None]]
 
@@ -91,14 +92,6 @@ def _in(path: tuple[Any, ...], names: Collection[str]) -> bool:
 def without(params: Any, names: Collection[str]) -> Any:
     """Parameters without these top-level entries, in a container of the same type."""
     return type(params)({k: v for k, v in top_level(params).items() if k not in names})
-
-
-def top_level(params: Any) -> dict[str, Any]:
-    """The top level of parameters as it is held: indexing may wrap what it returns."""
-    if isinstance(params, dict):
-        return params
-    one_level = jax.tree_util.default_registry.flatten_one_level_with_keys(params)
-    return {key.key: value for key, value in one_level[0]}
 
 
 def wide(leaf: Any) -> Array:
