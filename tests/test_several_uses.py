@@ -54,6 +54,21 @@ def test_tied_weights_are_fitted_to_all_their_readers_at_once():
     assert sorted(f.path for f in fits)[-2:] == ["out", "w"]
 
 
+def test_weights_that_write_and_read_stay_as_cut_and_it_is_said():
+    """The reader of an autoencoder's code is its own writer, turned."""
+
+    def apply(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["a"].T
+
+    p, x = {"a": normal(0, 5, 8)}, normal(3, 60, 5)
+    graph = cj.trace(apply, p, x)
+    keep = {"a:1": off(8, 2, 5)}
+    with pytest.warns(UserWarning, match="kernels of 'a' stay as cut: the same"):
+        got, fits = cj.compensate(apply, p, graph, keep, [x], **QUIET)
+    assert fits == []
+    np.testing.assert_array_equal(got["a"], p["a"][:, keep["a:1"]])
+
+
 def recurrent(p: Any, x: Any) -> jax.Array:
     """A plain recurrence over six steps."""
 

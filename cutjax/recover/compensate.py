@@ -80,8 +80,9 @@ def compensate(
 
     Warns:
         UserWarning: a reader has fewer rows than features, so that its damping is
-            raised; kernels are computed in a way that is not undone; members of an
-            ensemble go; or all of it made the outputs worse.
+            raised; kernels are computed in a way that is not undone, or are of weights
+            that serve elsewhere as another matrix; members of an ensemble go; or all
+            of it made the outputs worse.
 
     Reference:
         Channel pruning by least squares: He et al., ICCV 2017, eq. 2 and section 3.3;

@@ -33,11 +33,16 @@ def warn_of_missed(
         used: the paths of the parameters that matter.
         label: of the warnings.
     """
-    if names := _kept(prog, loops, stops, used):
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    computed, several = _kept(prog, loops, stops, used)
+    if computed:
         warn(
-            f"{label}: kernels computed from {', '.join(map(repr, names[:NAMED]))}"
-            f"{more} stay as cut: the way they are computed is not undone",
+            f"{label}: kernels computed from {_list(computed)} stay as cut: the way "
+            "they are computed is not undone"
+        )
+    if several:
+        warn(
+            f"{label}: kernels of {_list(several)} stay as cut: the same weights serve "
+            "in several places, each time as another matrix"
         )
     for name in _averaged(prog, loops):
         warn(
@@ -46,22 +51,29 @@ def warn_of_missed(
         )
 
 
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
+
+
 def _kept(
     prog: Program, loops: Loops, stops: Sequence[Stop], used: Container[str]
-) -> list[str]:
-    """The parameters that kernels are computed from which are not refitted.
+) -> tuple[list[str], list[str]]:
+    """The parameters of kernels that are not refitted: computed ones, and others.
 
     Only those of readers that channels are cut of.
     """
-    refitted, names = {stop.place for stop in stops}, dict[str, None]()
+    refitted = {stop.place for stop in stops}
+    computed, plain = dict[str, None](), dict[str, None]()
     for loop, index in matrices(prog, loops):
         home = prog if loop is None else loop.prog
         kernel, reader = home.kernel(index), home.reader(index)
         counts = [(prog.evaluator.k.count(d), d.size) for d in _read(reader)]
         cut = any(n < size for n, size in counts) and all(n for n, _ in counts)
-        if cut and kernel not in home.origins and place_of(loop, index) not in refitted:
+        if cut and place_of(loop, index) not in refitted:
+            names = plain if kernel in home.origins else computed
             names.update((prog.paths[i], None) for i in sorted(behind(home, kernel)))
-    return [name for name in names if name in used]
+    return tuple([n for n in names if n in used] for names in (computed, plain))
 
 
 def _averaged(prog: Program, loops: Loops) -> list[str]:
