@@ -73,7 +73,7 @@ def _kept(
         if cut and place_of(loop, index) not in refitted:
             names = plain if kernel in home.origins else computed
             names.update((prog.paths[i], None) for i in sorted(behind(home, kernel)))
-    return tuple([n for n in names if n in used] for names in (computed, plain))
+    return [n for n in computed if n in used], [n for n in plain if n in used]
 
 
 def _averaged(prog: Program, loops: Loops) -> list[str]:
