@@ -15,6 +15,7 @@ from jax.interpreters import partial_eval
 from laws import CJ
 from laws.tools import random_keep
 from nets import NETS
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax.bench.flops import count_flops
@@ -122,14 +123,7 @@ def check_activations(cj: Any, name: str, tasks: tuple[str, ...] | None = None) 
     assert found == counted(small, params, *net.inputs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Every other net; the rest with `pytest -m slow`.
-    [
-        n if i % 4 == 0 else pytest.param(n, marks=pytest.mark.slow)
-        for i, n in enumerate(NETS)
-    ],
-)
+@pytest.mark.parametrize("name", by_turns(NETS, 4))
 def test_activations_are_what_is_counted(name):
     check_activations(CJ, name)
 

@@ -16,6 +16,7 @@ import pytest
 from laws import CJ
 from laws.tools import close, graph_of, run, uneven
 from nets import NETS, Net
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax.allocate import greedy, isomorphic, nested, threshold, uniform
@@ -26,7 +27,6 @@ from cutjax.feasible import droppable, feasible, ladders_of
 from cutjax.flow import Flow, Node, alive
 from cutjax.graph_json import graph_from_json, graph_to_json
 
-SLOW = pytest.mark.slow
 NAMES = list(NETS)
 
 
@@ -63,11 +63,7 @@ def check_gone(cj: Any, net: Net, gone: Iterable[str]) -> None:
     assert graph.cost(keep).params == left
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Every fifth net; the others with `pytest -m slow`.
-    [n if i % 5 == 0 else pytest.param(n, marks=SLOW) for i, n in enumerate(NAMES)],
-)
+@pytest.mark.parametrize("name", by_turns(NAMES, 5))
 def test_without_all_that_may_go_the_cut_is_the_mask(name):
     if not together(name):
         pytest.skip("every group is needed")

@@ -31,7 +31,7 @@ def some(every: int, first: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", nets, scope="module")
 
 
-half = pytest.mark.parametrize("name", by_turns(NETS, 2), scope="module")
+half = some(2, 0)
 
 
 @every

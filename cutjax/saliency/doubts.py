@@ -8,6 +8,12 @@ from cutjax.saliency.criterion import Criterion, Measure, Problem, Scores
 from cutjax.saliency.moments import MOMENTS
 from cutjax.saliency.seen import GATES, WEIGHTS, Seen
 
+HINTS = {
+    "gradient": "Are its targets the network's own answers? Give labels, or score by "
+    "joint, which needs none",
+    "curvature": "Are its outputs constant, or beyond doubt?",
+}
+
 
 class Read(NamedTuple):
     """What a reader reads of a group: so many rows of each example, and channels."""
@@ -62,18 +68,11 @@ def warn_of_zeros(
     """
     if measure is None or not (measure == MOMENTS or measure.needs & {GATES, WEIGHTS}):
         return
+    what = "curvature" if measure == MOMENTS else "gradient"
     for task, found in scores.items():
         own = [found[g.name] for g in problem.graph.free if task in g.tasks]
         if own and not any(v.any() for v in own):
-            what = "gradient"
-            why = "its targets the network's own answers? Give labels, or score by "
-            why += "joint, which needs none"
-            if measure == MOMENTS:
-                what, why = (
-                    "curvature",
-                    "its outputs constant, or beyond doubt?",
-                )
             warn(
                 f"saliency: the loss of task {task!r} has no {what} on this data: all "
-                f"scores of {name!r} are 0. Are {why}"
+                f"scores of {name!r} are 0. {HINTS[what]}"
             )
