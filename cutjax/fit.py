@@ -69,10 +69,12 @@ def fit(
         train_apply: `train_apply(params, x) -> (outputs, updates)`. Top-level keys of
             `params` named in `updates` are state: replaced after each step, never
             differentiated. Without state, `updates` is `{}` or None and `params` may be
-            any pytree. Of the rest every floating leaf is trained.
+            any pytree. Of the rest every floating leaf is trained. Of several inputs,
+            a tuple `x`: `train_apply(params, *x)`.
         params: where to start. Never modified.
         loss: `loss(outputs, y) -> (scalar, {name: scalar})`.
-        data: `(x, {task: labels})`, moved to the device once.
+        data: `(x, {task: labels})`, moved to the device once; `x` is an array or a
+            pytree of arrays with the examples in front.
         optimizer: an optax transformation, schedules included; they count updates.
             Those that ask for them get `value`, `grad` and, unless several steps make
             an update, `value_fn` of the batch: plateaus, line searches. With several,

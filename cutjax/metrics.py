@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from cutjax.data.base import Split, batches, check_split
+from cutjax.data.examples import count, inputs_in, padded, shapes
 
 
 def named(outputs: Any) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def accuracy(
 
     Args:
         apply: `apply(params, x) -> {task: logits}`, classes on the last axis; a number
-            may have a last axis of one.
+            may have a last axis of one. Of a tuple `x`, `apply(params, *x)`.
         params: its parameters.
         split: images and labels by task; integers are classes, floats numbers.
         tasks: which tasks; default: all that have both an output and labels.
@@ -54,16 +55,14 @@ def accuracy(
     """
     n = check_split(split)
     size = min(batch_size, n)
-    shape = jax.ShapeDtypeStruct((size, *split.x.shape[1:]), split.x.dtype)
-    outputs = named(jax.eval_shape(apply, params, shape))
+    outputs = named(jax.eval_shape(apply, params, *inputs_in(shapes(split.x, size))))
     chosen = _choose(tasks, outputs, split.y)
     whole = {task: _whole(split.y[task], task) for task in chosen}
     sums = dict.fromkeys(chosen, 0.0)
     for x, y in batches(split, size):
-        rows = len(x)
-        pad = partial(_pad, size=size)
-        labels = {task: pad(y[task]) for task in chosen}
-        more = _sums(apply, params, pad(x), labels, np.arange(size) < rows)
+        valid = np.arange(size) < count(x, "accuracy")
+        x, labels = padded((x, {task: y[task] for task in chosen}), size)
+        more = _sums(apply, params, x, labels, valid)
         sums = {task: sums[task] + float(more[task]) for task in chosen}
     shares = {t: sums[t] / whole[t] for t in chosen}
     return {t: _percent(v, _is_number(split.y[t])) for t, v in shares.items()}
@@ -105,20 +104,16 @@ def _choose(
     return chosen
 
 
-def _pad(rows: np.ndarray, *, size: int) -> np.ndarray:
-    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
-
-
 @partial(jax.jit, static_argnums=0)
 def _sums(
     apply: Callable[..., Any],
     params: Any,
-    x: Array,
+    x: Any,
     labels: dict[str, Array],
     valid: Bool[Array, " n"],
 ) -> dict[str, Array]:
     """Labels that are right (a mean over positions), or squared errors of numbers."""
-    outputs, found = named(apply(params, x)), {}
+    outputs, found = named(apply(params, *inputs_in(x))), {}
     for task, y in labels.items():
         if _is_number(y):
             each = (outputs[task].reshape(y.shape) - y).reshape(len(y), -1) ** 2

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cutjax.data import Dataset
+from cutjax.data.examples import inputs_in, shapes
 from cutjax.errors import CutjaxError, suggest
 from cutjax.graph import Graph
 from cutjax.metrics import named
@@ -57,8 +58,8 @@ def from_source(spec: str) -> Job:
             f"--source {spec} returned {type(job).__name__}, not a Job; end it with "
             "`return cutjax.source.Job(apply, train_apply, params, dataset)`"
         )
-    x = job.dataset.calibration.x[:1]
-    tasks = named(jax.eval_shape(job.apply, job.params, x))
+    x = inputs_in(shapes(job.dataset.calibration.x, 1))
+    tasks = named(jax.eval_shape(job.apply, job.params, *x))
     missing = [task for task in job.dataset.tasks if task not in tasks]
     if missing:
         raise SourceError(
@@ -109,5 +110,4 @@ def _must(parameter: inspect.Parameter) -> bool:
 
 def graph_of(apply: Callable[..., Any], params: Any, dataset: Dataset) -> Graph:
     """The graph of a model for one example of its data; costs are per example."""
-    x = dataset.calibration.x
-    return trace(apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    return trace(apply, params, *inputs_in(shapes(dataset.calibration.x, 1)))

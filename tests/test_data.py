@@ -1,18 +1,11 @@
 import time
-from typing import Any
 
 import numpy as np
-import optax
 import pytest
 
 from cutjax.data import Split, batches, describe, digits_scenes, from_arrays
 from cutjax.data.base import SPLITS, check_dataset
 from cutjax.data.digits import SIZES, digit_pools
-from cutjax.errors import DataError
-from cutjax.fit import fit
-from cutjax.metrics import accuracy
-from cutjax.recover.distill import teach
-from cutjax.recover.finetune import finetune, frozen
 
 SMALL = {"train": 600, "calibration": 100, "validation": 100, "test": 100}
 
@@ -159,24 +152,3 @@ def test_describe_names_everything(scenes):
     text = describe(scenes)
     for part in ("digits_scenes", "12x20x1", "train 12,000", "larger (3)"):
         assert part in text
-
-
-@pytest.mark.parametrize("several", [dict, tuple])
-def test_several_inputs_are_named_with_what_works(several):
-    """Of a tuple of two the rows would be counted as 2."""
-    x = np.ones((8, 4), np.float32)
-    inputs: Any = {"u": x, "v": x} if several is dict else (x, x)
-    say = rf"x is a {several.__name__}, but examples are rows of one array; join"
-    keep = lambda p, x: {"a": x["u"]}  # noqa: E731
-    with pytest.raises(DataError, match=f"teach: {say}"):
-        teach(keep, {}, (inputs, {}), tasks="a")
-    with pytest.raises(DataError, match=f"finetune: {say}"):
-        _ = finetune(frozen(keep), {}, Split(inputs, {}), tasks="a")
-    with pytest.raises(DataError, match=say):
-        _ = accuracy(keep, {}, Split(inputs, {"a": np.ones(8, int)}))
-    with pytest.raises(DataError, match=f"fit: {say}"):
-        _ = fit(
-            frozen(keep), {}, lambda o, y: (o["a"].mean(), {}),
-            Split(inputs, {"a": np.ones(8)}), optimizer=optax.sgd(0.1), epochs=1,
-            batch_size=4,
-        )  # fmt: skip

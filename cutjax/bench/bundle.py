@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from cutjax.bench.flops import UncountableError, count_flops
+from cutjax.data.examples import inputs_in
 
 
 class BenchError(RuntimeError):
@@ -49,7 +50,7 @@ def bundle(
 
     Args:
         name: the candidate.
-        apply: `apply(params, x)`, any pytree out.
+        apply: `apply(params, x)`, or of a tuple `apply(params, *x)`; any pytree out.
         params: any pytree of arrays.
         x: one batch, leading axis the batch: arrays or `jax.ShapeDtypeStruct`.
         batch_sizes: examples per call.
@@ -108,7 +109,7 @@ def resize(leaf: Any, batch: int) -> Shaped[Array, "{batch} ..."]:
 
 def _flops(apply: Callable[..., Any], params: Any, x: Any) -> int | None:
     try:
-        return count_flops(apply, params, x)
+        return count_flops(apply, params, *inputs_in(x))
     except UncountableError:
         return None
 
@@ -121,7 +122,8 @@ def _save_program(
     def flat(weights: list[Any], inputs: list[Any]) -> list[Any]:
         # Lists only: an own pytree class would need registration to be serialised.
         params = jax.tree.unflatten(tree, weights)
-        return jax.tree.leaves(apply(params, jax.tree.unflatten(x_tree, inputs)))
+        given = inputs_in(jax.tree.unflatten(x_tree, inputs))
+        return jax.tree.leaves(apply(params, *given))
 
     shapes = [
         [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]

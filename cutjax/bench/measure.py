@@ -55,6 +55,7 @@ def measure(
 
     Args:
         candidates: name -> `(apply, params)`, with `apply(params, x)`; any pytrees.
+            Of a tuple `x`, `apply(params, *x)`.
         x: one batch, leading axis the batch: an array or `jax.ShapeDtypeStruct` (or a
             pytree of them). Other batch sizes repeat or drop examples.
         batch_sizes: examples per call.

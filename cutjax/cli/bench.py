@@ -80,14 +80,15 @@ def run(args: Bench) -> None:
 
 
 def _candidates(folders: Sequence[Path]) -> list[Candidate]:
+    from cutjax.data.examples import shapes
     from cutjax.errors import MismatchError
 
     found = [_load(folder) for folder in folders]
     first = _origin(folders[0])
     found = found if first is None else [first, *found]
-    shapes = {c.x.shape[1:] for c in found}
-    if len(shapes) > 1:
-        raise MismatchError(f"these models take inputs of several shapes: {shapes}")
+    inputs = {str(shapes(c.x, 1)): c.name for c in found}
+    if len(inputs) > 1:
+        raise MismatchError(f"these models take inputs of several shapes: {inputs}")
     names = [c.name for c in found]
     if len(set(names)) < len(names):
         paths = ["full"] * (first is not None) + [str(f) for f in folders]

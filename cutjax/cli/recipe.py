@@ -11,6 +11,7 @@ import numpy as np
 from cutjax import allocate, criteria, fuse, normalize
 from cutjax.budget import Budget
 from cutjax.data import Split, batches, take
+from cutjax.data.examples import count, inputs_in
 from cutjax.errors import BudgetError, DataError, MismatchError
 from cutjax.graph import Graph
 from cutjax.losses import losses_for
@@ -175,13 +176,14 @@ def _training(job: Job) -> Callable[..., Any]:
             "distillation would train the statistics as weights; give a train_apply, "
             "such as cutjax.models.train_apply(model), or --finetune-epochs 0"
         )
-    return lambda params, x: (job.apply(params, x), None)
+    return lambda params, *x: (job.apply(params, *x), None)
 
 
 def _calibration(job: Job, s: Settings) -> list[Any]:
     """Equal batches of calibration examples drawn by the seed."""
     split = job.dataset.calibration
-    rows = np.random.default_rng(s.seed).permutation(len(split.x))[: s.calibration]
+    rows = np.random.default_rng(s.seed).permutation(count(split.x, "data"))
+    rows = rows[: s.calibration]
     chosen = take(split, rows)
     return list(batches(chosen, min(BATCH, len(rows)), drop_last=True))
 
@@ -190,7 +192,7 @@ def _settled(
     train: Callable[..., Any], apply: Callable[..., Any], params: Any, data: list[Any]
 ) -> Any:
     """Statistics that the first steps of a training do not upset, if there are any."""
-    moving = jax.eval_shape(train, params, data[0][0])[1]
+    moving = jax.eval_shape(train, params, *inputs_in(data[0][0]))[1]
     try:
         return settle(apply, params, data, state=moving or (), progress=False)
     except MismatchError:
@@ -207,16 +209,19 @@ def _distilled(
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Trains the compact model towards the full one's answers, without labels."""
     train: Split = teach(
-        lambda p, x: named(job.apply(p, x)), job.params, job.dataset.train, tasks=tasks
+        lambda p, *x: named(job.apply(p, *x)),
+        job.params,
+        job.dataset.train,
+        tasks=tasks,
     )
     validation = job.dataset.validation
     params, info = finetune(
-        lambda p, x: _named(small(p, x)),
+        lambda p, *x: _named(small(p, *x)),
         params,
         train,
         tasks=tasks,
         epochs=s.finetune_epochs,
-        batch_size=min(64, len(train.x)),
+        batch_size=min(64, count(train.x, "data")),
         learning_rate=s.learning_rate,
         seed=s.seed,
         evaluate=lambda p: accuracy(apply, p, validation, tasks=tasks),

@@ -61,10 +61,17 @@ def networks_of(jobs: Mapping[str, Job]) -> dict[str, Network]:
     """The networks with their graphs, checked to be alike.
 
     Raises:
-        MismatchError: other architectures or inputs, or another number of tasks.
+        MismatchError: other architectures or inputs, inputs that are no one array, or
+            another number of tasks.
     """
     found: dict[str, Network] = {}
     first, *others = jobs
+    for name, job in jobs.items():
+        if not hasattr(x := job.dataset.calibration.x, "shape"):
+            raise MismatchError(
+                f"the inputs of network {name!r} are a {type(x).__name__}, but the "
+                "command merges networks of one array; in Python cutjax.merge takes any"
+            )
     shape = jobs[first].dataset.calibration.x.shape[1:]
     for name in others:
         other = jobs[name].dataset.calibration.x.shape[1:]

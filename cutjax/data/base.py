@@ -8,9 +8,10 @@ the figure that is reported. Everything downstream consumes an iterable of
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float
 
+from cutjax.data.examples import count, rows as rows_of
 from cutjax.errors import DataError
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -20,13 +21,14 @@ class Split(NamedTuple):
     """Examples and their labels, row by row.
 
     Attributes:
-        x: images, `[n, height, width, channels]`, float32.
+        x: images, `[n, height, width, channels]`, float32; or any other array, or
+            pytree of arrays, with `n` rows. A tuple is several inputs of a function.
         y: labels by task, each with `n` rows: `[n]` class indices, or `[n, ...]` where
             a task has one label per position. Integers are classes, floats are numbers
             to predict.
     """
 
-    x: Float[np.ndarray, "n h w c"]
+    x: Any
     y: dict[str, np.ndarray]
 
 
@@ -89,9 +91,9 @@ def batches(
     return (take(split, order[i : i + size]) for i in range(0, stop, size))
 
 
-def take(split: Split, rows: np.ndarray) -> Split:
-    """The examples `rows` of a split, which may be indices or a mask."""
-    return Split(split.x[rows], {task: y[rows] for task, y in split.y.items()})
+def take(split: Split, rows: Any) -> Split:
+    """The examples `rows` of a split: indices, a mask or a slice."""
+    return Split(rows_of(split.x, rows), {t: y[rows] for t, y in split.y.items()})
 
 
 def as_split(data: Any, what: str) -> Split:
@@ -102,27 +104,18 @@ def as_split(data: Any, what: str) -> Split:
         what: the function that takes it, for the error.
 
     Raises:
-        DataError: something else, or inputs that are no one array.
+        DataError: something else, or inputs without rows.
     """
     if hasattr(data, "x") and hasattr(data, "y"):
-        _check_inputs(data.x, what)
+        _ = count(data.x, what)
         return data
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Mapping):
-        _check_inputs(data[0], what)
+        _ = count(data[0], what)
         return Split(data[0], dict(data[1]))
     raise DataError(
         f"{what} takes a cutjax.data.Split, not a {type(data).__name__}: "
         "cutjax.data.Split(x, {task: labels}); without labels Split(x, {})"
     )
-
-
-def _check_inputs(x: Any, what: str) -> None:
-    if not hasattr(x, "shape"):
-        raise DataError(
-            f"{what}: x is a {type(x).__name__}, but examples are rows of one array; "
-            "join several inputs, Split(np.concatenate([a, b], -1), y), and take them "
-            "apart in the function: lambda p, x: apply(p, x[..., :n], x[..., n:])"
-        )
 
 
 def check_split(split: Split, name: str = "split") -> int:
@@ -137,10 +130,9 @@ def check_split(split: Split, name: str = "split") -> int:
 
     Raises:
         ValueError: no examples, no tasks, a task with another number of rows, or
-            inputs that are no one array.
+            inputs without rows.
     """
-    _check_inputs(split.x, name)
-    n = len(split.x)
+    n = count(split.x, name)
     if n == 0:
         raise ValueError(f"{name} is empty: it holds 0 examples")
     if not split.y:
@@ -157,8 +149,11 @@ def check_split(split: Split, name: str = "split") -> int:
 
 def describe(dataset: Dataset) -> str:
     """A few lines for a person: sizes of the splits and classes of the tasks."""
-    shape = "x".join(str(d) for d in dataset.train.x.shape[1:])
-    sizes = ", ".join(f"{s} {len(getattr(dataset, s).x):,}" for s in SPLITS)
+    shape = " + ".join(
+        "x".join(str(d) for d in leaf.shape[1:])
+        for leaf in jax.tree.leaves(dataset.train.x)
+    )
+    sizes = ", ".join(f"{s} {count(getattr(dataset, s).x, s):,}" for s in SPLITS)
     tasks = ", ".join(f"{t} ({n or 'a number'})" for t, n in dataset.tasks.items())
     return f"{dataset.name}: {shape} images\n  {sizes}\n  tasks: {tasks}"
 

@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from cutjax.data.examples import inputs_in
 from cutjax.errors import DataError
 from cutjax.metrics import named
 from cutjax.mirror import named_leaves, path_name
@@ -51,7 +52,7 @@ def balanced(
 
     Args:
         balance: the balance.
-        train_apply: `(params, x) -> (outputs, updates)`.
+        train_apply: `(params, *inputs) -> (outputs, updates)`.
         params: a dict or another mapping; an entry `balance` is added.
         each: `(outputs, y) -> {task: scalar}`.
         optimizer: of the parameters; the state of the balance moves by itself.
@@ -70,9 +71,9 @@ def balanced(
     if path == "":
         path = shared_kernel(answer, params, x, tasks=tasks)
 
-    def apply(p: Any, x: Any) -> tuple[Any, Any]:
+    def apply(p: Any, *inputs: Any) -> tuple[Any, Any]:
         own = without(p, (BALANCE,))
-        outputs, updates, pull = _pulling(answer, own, x, path)
+        outputs, updates, pull = _pulling(answer, own, inputs, path)
         return {**outputs, BALANCE: p[BALANCE], PULL: pull}, updates
 
     def loss(outputs: Any, y: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
@@ -106,7 +107,7 @@ def shared_kernel(
     """The path of the last kernel that all tasks share.
 
     Args:
-        train_apply: `(params, x) -> (outputs, updates)`.
+        train_apply: `(params, *inputs) -> (outputs, updates)`.
         params: its parameters.
         x: a batch of inputs, or its shape.
         tasks: the tasks.
@@ -118,10 +119,10 @@ def shared_kernel(
         DataError: no kernel serves all of the tasks.
     """
 
-    def answers(p: Any, x: Any) -> dict[str, Any]:
-        return {t: train_apply(p, x)[0][t] for t in tasks}
+    def answers(p: Any, *inputs: Any) -> dict[str, Any]:
+        return {t: train_apply(p, *inputs)[0][t] for t in tasks}
 
-    graph = trace(answers, params, x, on_unknown="pin")
+    graph = trace(answers, params, *inputs_in(x), on_unknown="pin")
     found = [
         term.path
         for term in graph.terms
@@ -135,24 +136,26 @@ def shared_kernel(
 def _naming(train_apply: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """The same function, with its outputs by task."""
 
-    def apply(params: Any, x: Any) -> tuple[Any, Any]:
-        outputs, updates = train_apply(params, x)
+    def apply(params: Any, *inputs: Any) -> tuple[Any, Any]:
+        outputs, updates = train_apply(params, *inputs)
         return named(outputs), updates
 
     return apply
 
 
-def _pulling(train_apply: Callable, params: Any, x: Any, path: str | None) -> Any:
+def _pulling(
+    train_apply: Callable, params: Any, inputs: tuple[Any, ...], path: str | None
+) -> Any:
     """Outputs, updates, and the map from their cotangents to that of a kernel."""
     if path is None:
-        outputs, updates = train_apply(params, x)
+        outputs, updates = train_apply(params, *inputs)
         return outputs, updates, ()
 
     def of_kernel(kernel: Any) -> Any:
         def put(at: Any, leaf: Any) -> Any:
             return kernel if path_name(at) == path else leaf
 
-        return train_apply(jax.tree_util.tree_map_with_path(put, params), x)
+        return train_apply(jax.tree_util.tree_map_with_path(put, params), *inputs)
 
     kernel = named_leaves(params)[path]
     outputs, pull, updates = jax.vjp(of_kernel, kernel, has_aux=True)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from cutjax._jit import jit
 from cutjax.data.base import Split, as_split
+from cutjax.data.examples import count, inputs_in, padded, rows
 from cutjax.errors import DataError, MismatchError
 from cutjax.given import chosen_tasks, several
 from cutjax.metrics import named
@@ -64,25 +65,25 @@ def teach(
         MismatchError: a task is answered by several arrays.
     """
     split = as_split(split, "teach")
-    if not len(split.x) or batch_size < 1:
+    examples = count(split.x, "teach")
+    if not examples or batch_size < 1:
         raise DataError(
-            f"teach: {len(split.x)} examples in batches of {batch_size}; expected 1 or "
+            f"teach: {examples} examples in batches of {batch_size}; expected 1 or "
             "more of each"
         )
 
     def wanted(p: Any, x: Any) -> dict[str, Any]:
-        outputs = named(apply(p, x))
+        outputs = named(apply(p, *inputs_in(x)))
         chosen = answered(tasks, outputs)
         return {k: outputs[k] for k in (*chosen, *_features_in(outputs))}
 
     answer = jit(wanted)
     found: list[dict[str, np.ndarray]] = []
-    for start in range(0, len(split.x), batch_size):
-        x = split.x[start : start + batch_size]
-        short = batch_size - len(x)
-        padded = np.concatenate([x, np.repeat(x[:1], short, 0)]) if short else x
-        said = answer(params, padded)
-        found.append({k: np.asarray(v)[: len(x)] for k, v in said.items()})
+    for start in range(0, examples, batch_size):
+        x = rows(split.x, slice(start, start + batch_size))
+        said = answer(params, padded(x, batch_size))
+        left = min(batch_size, examples - start)
+        found.append({k: np.asarray(v)[:left] for k, v in said.items()})
     said = {f"{TEACHER}{k}": np.concatenate([f[k] for f in found]) for k in found[0]}
     return split._replace(y={**split.y, **said})
 
@@ -132,10 +133,10 @@ def beside_parent(
 
     form = jax.tree.map(lambda leaf: 0, parent)
 
-    def both(p: Any, x: Any) -> tuple[Any, dict[str, Any]]:
-        outputs, updates = train_apply(without(p, (PARENT,)), x)
+    def both(p: Any, *inputs: Any) -> tuple[Any, dict[str, Any]]:
+        outputs, updates = train_apply(without(p, (PARENT,)), *inputs)
         # A FrozenDict makes FrozenDicts of what is put into it.
-        said = jax.lax.stop_gradient(named(apply(held_as(form, p[PARENT]), x)))
+        said = jax.lax.stop_gradient(named(apply(held_as(form, p[PARENT]), *inputs)))
         said = {f"{TEACHER}{k}": v for k, v in said.items()}
         return {**named(outputs), **said}, {**(updates or {}), PARENT: p[PARENT]}
 

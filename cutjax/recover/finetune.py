@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from cutjax.data.base import Split, as_split
+from cutjax.data.examples import count, rows
 from cutjax.errors import MismatchError, suggest
 from cutjax.fit import FitInfo, fit
 from cutjax.given import several
@@ -65,8 +66,8 @@ def frozen(
         (6.0, {'seen': 1.0})
     """
 
-    def train_apply(params: Any, x: Any) -> tuple[Any, dict[str, Any]]:
-        return apply(params, x), _statistics_of(params, state)
+    def train_apply(params: Any, *inputs: Any) -> tuple[Any, dict[str, Any]]:
+        return apply(params, *inputs), _statistics_of(params, state)
 
     return train_apply
 
@@ -166,7 +167,8 @@ def finetune(
     tasks = answered(tasks, outputs)
     kinds = kinds_of(tasks, outputs, data.y, kinds)
     update = batch_size * options.get("accumulate", 1)
-    steps = max(epochs * (len(data.x) // max(update, 1)), 1)
+    examples = count(data.x, "finetune")
+    steps = max(epochs * (examples // max(update, 1)), 1)
     numbers = {"temperature": temperature, "labels": labels, "features": features}
     if optimizer is None:
         rate = optax.cosine_onecycle_schedule(steps, learning_rate)
@@ -200,7 +202,7 @@ def finetune(
         train_apply,
         params,
         loss,
-        data._replace(y=wanted or {"row": np.arange(len(data.x))}),
+        data._replace(y=wanted or {"row": np.arange(examples)}),
         optimizer=optimizer,
         epochs=epochs,
         batch_size=batch_size,
@@ -256,9 +258,9 @@ def _spreads(
     These lie evenly: the first ones of sorted data would be all alike.
     """
     if parent is not None and not any(k.startswith(TEACHER) for k in data.y):
-        n = len(data.x)
-        rows = np.linspace(0, n - 1, min(n, SOME)).astype(int)
-        data = teach(*parent, Split(data.x[rows], {}), tasks=tasks)
+        n = count(data.x, "finetune")
+        some = np.linspace(0, n - 1, min(n, SOME)).astype(int)
+        data = teach(*parent, Split(rows(data.x, some), {}), tasks=tasks)
     return spreads_of(data, tasks, kinds)
 
 

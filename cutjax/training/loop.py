@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Int
 
+from cutjax.data.examples import count
 from cutjax.training import options as opt, record as rec
 from cutjax.training.finite import check_finite
 from cutjax.training.parts import of_type
@@ -117,7 +118,8 @@ def _epoch(
 ) -> tuple[FitState, rec.Place]:
     """The steps that are left of an epoch."""
     size, scan = run.options.batch_size, run.options.scan
-    order = _order(len(run.data[0]), (run.steps, size), run.options.seed, place.epoch)
+    n = count(run.data[0], "fit")
+    order = _order(n, (run.steps, size), run.options.seed, place.epoch)
     clock = saved = time.perf_counter()
     since, pending, before = place.step, [], place.seconds
     numbers = np.arange(run.steps, dtype=np.int32) + (place.epoch - 1) * run.steps

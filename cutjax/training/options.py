@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax.data.base import Split, check_split
+from cutjax.data.examples import shapes
 
 
 class Options(NamedTuple):
@@ -39,8 +40,8 @@ def plain(options: Options) -> Options:
 
 def batch(
     size: int, data: Split, augment: Callable[[Any, Any], Any] | None = None
-) -> jax.ShapeDtypeStruct:
-    """The shape of the inputs of a step.
+) -> Any:
+    """The shapes of the inputs of a step.
 
     Args:
         size: examples per step.
@@ -52,15 +53,15 @@ def batch(
     """
     if size < 1:
         raise ValueError(f"fit: batch_size is {size}, expected 1 or more")
-    shape = (size, *data.x.shape[1:])
-    x = jax.ShapeDtypeStruct(shape, data.x.dtype)
+    x = shapes(data.x, size)
     if augment is None:
         return x
     made = jax.eval_shape(augment, jax.random.key(0), x)
-    if not hasattr(made, "shape") or made.shape[:1] != x.shape[:1]:
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(made)}
+    if sizes != {(size,)}:
         raise ValueError(
-            f"fit: augment(key, x) made {made} of a batch of {list(x.shape)}; expected "
-            f"one array of {size} examples"
+            f"fit: augment(key, x) made {made} of a batch of {x}; expected "
+            f"{size} examples in every array"
         )
     return made
 

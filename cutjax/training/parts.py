@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 from jaxtyping import Array
 
+from cutjax.data.examples import inputs_in
 from cutjax.errors import MismatchError
 from cutjax.held import top_level
 
-TrainApply = Callable[[Any, Any], tuple[Any, Mapping[str, Any] | None]]
+TrainApply = Callable[..., tuple[Any, Mapping[str, Any] | None]]
 
 
 def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> TrainApply:
@@ -30,9 +31,10 @@ def lowered(train_apply: TrainApply, dtype: Any, names: tuple[str, ...]) -> Trai
     def low(path: tuple[Any, ...], leaf: Any) -> Any:
         return leaf if _in(path, names) else _cast(leaf, dtype)
 
-    def apply(params: Any, x: Array) -> tuple[Any, Mapping[str, Any]]:
+    def apply(params: Any, *inputs: Any) -> tuple[Any, Mapping[str, Any]]:
         small = jax.tree_util.tree_map_with_path(low, params)
-        outputs, updates = train_apply(small, _cast(x, dtype))
+        given = jax.tree.map(lambda leaf: _cast(leaf, dtype), inputs)
+        outputs, updates = train_apply(small, *given)
         outputs = jax.tree.map(lambda leaf: _cast(leaf, jnp.float32), outputs)
         made = (updates or {}).items()
         return outputs, {n: of_type(tree, _only(params[n], tree)) for n, tree in made}
@@ -119,20 +121,18 @@ def _cast(leaf: Any, dtype: Any) -> Any:
     return jnp.asarray(leaf, dtype) if floating else leaf
 
 
-def made_of(
-    train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
-) -> tuple[Any, Any]:
+def made_of(train_apply: TrainApply, params: Any, x: Any) -> tuple[Any, Any]:
     """The shapes of outputs and updates.
 
     Args:
         train_apply: see `cutjax.fit.fit`.
         params: the parameters.
-        x: shape of a batch.
+        x: shapes of a batch.
 
     Raises:
         MismatchError: the function does not return both.
     """
-    made = jax.eval_shape(train_apply, params, x)
+    made = jax.eval_shape(train_apply, params, *inputs_in(x))
     both = isinstance(made, tuple | list) and len(made) == 2
     if not both or (made[1] and not isinstance(made[1], Mapping)):
         kinds = [type(part).__name__ for part in made] if both else type(made).__name__
@@ -143,15 +143,13 @@ def made_of(
     return made[0], made[1]
 
 
-def state_names(
-    train_apply: TrainApply, params: Any, x: jax.ShapeDtypeStruct
-) -> tuple[str, ...]:
+def state_names(train_apply: TrainApply, params: Any, x: Any) -> tuple[str, ...]:
     """What of `params` training replaces: top-level entries, whole or in part.
 
     Args:
         train_apply: see `cutjax.fit.fit`.
         params: the parameters.
-        x: shape of a batch.
+        x: shapes of a batch.
 
     Returns:
         Names of whole entries; and paths (`keystr`) of leaves, where an update has

@@ -10,12 +10,13 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from cutjax._jit import jit
+from cutjax.data.examples import inputs_in, rows as rows_of
 from cutjax.errors import MismatchError
 from cutjax.training.mesh import Layout
 from cutjax.training.parts import TrainApply, divide, join, of_type, updated, wide
 
 Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
-Augment = Callable[[Any, Array], Array]
+Augment = Callable[[Any, Any], Any]
 
 
 class Moving(NamedTuple):
@@ -127,17 +128,17 @@ def make_step(
         The step, not jitted.
     """
 
-    def objective(free: Any, fixed: Any, x: Array, y: dict[str, Array]) -> Any:
-        outputs, updates = train_apply(join(free, fixed), x)
+    def objective(free: Any, fixed: Any, x: Any, y: dict[str, Array]) -> Any:
+        outputs, updates = train_apply(join(free, fixed), *inputs_in(x))
         value, metrics = _answered(loss(outputs, y))
         return value, (dict(updates or {}), metrics)
 
     def step(
-        moving: Moving, part: tuple[Array, Array], x: Array, y: dict[str, Array]
+        moving: Moving, part: tuple[Array, Array], x: Any, y: dict[str, Array]
     ) -> tuple[Moving, dict[str, Array]]:
         rows, number = part
         free, fixed = divide(moving.params, names)
-        batch: Any = x[rows], {task: labels[rows] for task, labels in y.items()}
+        batch: Any = rows_of((x, y), rows)
         if where is not None:
             batch = jax.lax.with_sharding_constraint(batch, where.batch)
         if augment is not None:
@@ -177,7 +178,7 @@ def compiled(step: Callable[..., Any], scan: int) -> Callable[..., Any]:
     """
 
     # Not donated: the caller keeps `params`, and `best` may be the very same arrays.
-    def several(moving: Moving, parts: tuple[Array, Array], x: Array, y: Any) -> Any:
+    def several(moving: Moving, parts: tuple[Array, Array], x: Any, y: Any) -> Any:
         return jax.lax.scan(lambda now, part: step(now, part, x, y), moving, parts)
 
     return jit(several if scan > 1 else step)
