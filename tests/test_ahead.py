@@ -24,6 +24,27 @@ def test_steps_come_in_order_each_for_the_shapes_of_the_last(number):
     np.testing.assert_array_equal(x, want)
 
 
+def test_steps_that_differ_by_constants_only_are_compiled_once(monkeypatch):
+    """Whatever they leave alone, and wherever their arguments stand."""
+    compiled, compile_ = [], jax.stages.Lowered.compile
+
+    def counting(lowered, *args):
+        compiled.append(lowered)
+        return compile_(lowered, *args)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", counting)
+    shifts = [np.arange(3) + i for i in range(4)]
+    steps = [
+        lambda x, i=i: {**x, "abc"[i % 3]: x["abc"[i % 3]] * 2 + jnp.asarray(shifts[i])}
+        for i in range(4)
+    ]
+    x = want = {name: jnp.ones(3) for name in "abc"}
+    for step, plain in zip(ahead(steps, (x,), lambda *of: of[2:]), steps, strict=True):
+        x, want = step(x), plain(want)
+    jax.tree.map(np.testing.assert_array_equal, x, want)
+    assert len(compiled) < 4
+
+
 def test_nothing_is_traced_much_before_its_turn():
     traced = []
 

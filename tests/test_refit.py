@@ -138,6 +138,15 @@ def moments(b, y):
     return least.moments(jnp.asarray(b), jnp.asarray(y))
 
 
+@pytest.mark.parametrize("features", [3, 511, 512, 1025, 2050])
+def test_moments_are_those_of_the_definition_however_many_features(features):
+    rng = np.random.default_rng(features)
+    b, y = rng.normal(size=(2, 40, features)), rng.normal(size=(2, 40, 5))
+    m, off = moments(b.astype(np.float32), y.astype(np.float32)), b - b.mean(1)[:, None]
+    np.testing.assert_allclose(m.gram, off.swapaxes(1, 2) @ off, atol=1e-3)
+    np.testing.assert_allclose(m.gram, m.gram.swapaxes(1, 2), atol=1e-4)
+
+
 def test_moments_of_parts_are_those_of_the_whole():
     b, y = 3 + normal(0, 2, 50, 4), 7 * normal(1, 2, 50, 3)
     parts = [moments(b[:, i:j], y[:, i:j]) for i, j in ((0, 9), (9, 30), (30, 50))]

@@ -39,6 +39,10 @@ def check_damping(damping: float | None, name: str = "damping") -> None:
         )
 
 
+MANY = 512
+"""Features from which on a gram matrix is worked out in blocks."""
+
+
 class Moments(NamedTuple):
     """Rows b and targets y in numbers: means, and sums of products about the means.
 
@@ -72,9 +76,21 @@ def moments(
         b = jnp.where(some, b - read[:, None], 0)
         y = jnp.where(some, y - made[:, None], 0)
     with jax.default_matmul_precision("highest"):
-        gram = jnp.einsum("gpf,gpe->gfe", b, b)
+        gram = _gram(b)
         cross = jnp.einsum("gpf,gpm->gfm", b, y)
     return Moments(count, read, made, gram, cross, jnp.sum(y**2, 1))
+
+
+def _gram(b: Float[jax.Array, "g p f"]) -> Float[jax.Array, "g f f"]:
+    """b^T b; of many features what lies below the diagonal is copied, not computed."""
+    features = b.shape[-1]
+    if features < MANY:
+        return jnp.einsum("gpf,gpe->gfe", b, b)
+    left, right = b[..., : features // 2], b[..., features // 2 :]
+    corner = jnp.einsum("gpf,gpe->gfe", left, right)
+    above = jnp.concatenate([_gram(left), corner], -1)
+    below = jnp.concatenate([corner.swapaxes(1, 2), _gram(right)], -1)
+    return jnp.concatenate([above, below], -2)
 
 
 def merged(parts: Iterable[Moments]) -> Moments:
