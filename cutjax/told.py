@@ -5,11 +5,12 @@ that differs between them does not: a position embedding of sines that is added,
 angles of rotary embeddings, the slopes of heads. No permutation of parameters is then a
 symmetry, and such channels correspond only as they stand. Where such constants are
 summed (the weights of an interpolation), no narrower layer would have those: the axis
-is pinned.
+is pinned. So is what an input counts through (one-hot codes of words): as rows of a
+table that are looked up, they answer to inputs that calibration may never show.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,10 +73,27 @@ def _uniform(held: Held, node: Node) -> bool:
     return all(bool(np.all(const == const.take([0], axis))) for axis in axes)
 
 
+def ask_learnt(node: Node) -> Answer:
+    """Does a value depend on parameters?"""
+    frame, atom, leaf = node
+    if isinstance(atom, Literal):
+        return NO
+    if frame.read(atom).param is not None:
+        return YES
+    found = source(node)
+    if not isinstance(found, int):
+        return any, found
+    return any, [Node(frame, a, leaf) for a in frame.jaxpr.eqns[found].invars]
+
+
 def pin_constants(walker: Walker) -> None:
-    """Pin the axes along which constants are summed that are not all the same."""
+    """Pin the axes along which constants are summed that are not all the same.
+
+    Those, too, whose numbers are compared with numbers of the inputs.
+    """
     memo: Memo = {}
     ask = functools.partial(ask_told, held_leaves())
+    _pin_codes(walker, ask, memo)
     for frame, index in walker.sums:
         eqn = frame.jaxpr.eqns[index]
         if frame.read(eqn.invars[0]).const:
@@ -84,6 +102,21 @@ def pin_constants(walker: Walker) -> None:
                     walker.solver.where = frame.where(index)
                     walker.solver.pin(leaf, "constants that differ along it are summed")
     walker.solver.where = None
+
+
+def _pin_codes(walker: Walker, ask: Callable[[Node], Answer], memo: Memo) -> None:
+    """Pin what tells which input it is: positions of one-hot codes."""
+    held, learnt = held_leaves(), dict[Any, bool]()
+    for frame, index, const in _meetings(walker):
+        eqn = frame.jaxpr.eqns[index]
+        if eqn.primitive is not jax.lax.eq_p:
+            continue
+        for leaf in {v for d in frame.read(const).dims for v in held(d) if _free(v)}:
+            others = (Node(frame, a, leaf) for a in eqn.invars if a is not const)
+            given = not any(settle(ask_learnt, node, learnt) for node in others)
+            if given and settle(ask, Node(frame, const, leaf), memo):
+                walker.solver.where = frame.where(index)
+                walker.solver.pin(leaf, "which input it is (a one-hot code)")
 
 
 def ordered(walker: Walker) -> dict[Var, str]:

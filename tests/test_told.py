@@ -193,3 +193,47 @@ def test_pam_types_them_where_they_stand():
     for slots in sharing["a:1"].values():
         assert (slots[slots >= 0] == np.flatnonzero(slots >= 0)).all()
     cj.merge.average(networks, sharing, X)
+
+
+def embedded(code: Any) -> Any:
+    """Words as one-hot codes times a table; what else is made of them is free."""
+
+    def apply(p: Any, words: Any) -> Any:
+        return jnp.tanh(code(words) @ p["a"]) @ p["b"]
+
+    return apply
+
+
+CODES = {
+    "jax": lambda t: jax.nn.one_hot(t, 6),
+    "by hand": lambda t: (t[..., None] == jnp.arange(6)).astype(jnp.float32),
+    "shifted": lambda t: jax.nn.one_hot(jnp.clip(t + 1, 0, 5), 6),
+    "jitted": jax.jit(lambda t: jax.nn.one_hot(t, 6)),
+    "in a loop": lambda t: jax.lax.map(lambda s: jax.nn.one_hot(s, 6), t),
+    "a constant": lambda t: np.arange(6) == t[..., None],
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_table_read_by_one_hot_codes_stays_whole(code):
+    """Rows of words that calibration does not hold would go first, without a word."""
+    p, words = {"a": normal(1, 6, 5), "b": normal(2, 5, 2)}, np.arange(4)[None]
+    graph = cj.trace(embedded(CODES[code]), p, words)
+    assert "one-hot" in (graph["a:0"].pinned or "")
+    assert [g.name for g in graph.free] == ["a:1"]
+    keep = {"a:1": np.arange(5) > 1}
+    small, q = cj.cut(embedded(CODES[code]), p, graph, keep)
+    assert q["a"].shape == (6, 3)
+    assert small(q, words).shape == (1, 4, 2)
+
+
+def test_what_a_network_counts_through_itself_may_be_cut():
+    """An expert is chosen by numbers that the network makes: that is no input."""
+
+    def apply(p: Any, x: Any) -> Any:
+        chosen = jax.nn.one_hot((x @ p["router"]).argmax(-1), 5)
+        return jnp.einsum("be,bd,edf->bf", chosen, x, p["experts"])
+
+    p = {"router": normal(1, 3, 5), "experts": normal(2, 5, 3, 2)}
+    graph = cj.trace(apply, p, normal(3, 4, 3))
+    assert [g.name for g in graph.free] == ["experts:0"]

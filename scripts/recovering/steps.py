@@ -23,7 +23,7 @@ FALL = 1.35
 """How much smaller a round leaves the trunk, at most."""
 EPOCHS = {
     "set_cards": {0.05: 4, 0.02: 6, 0.01: 6},
-    "morpho": {0.32: 14, 0.2: 15, 0.1: 45},
+    "morpho": {0.32: 20, 0.2: 15, 0.1: 30},
     "digits": {0.32: 4, 0.2: 5, 0.1: 8},
 }
 """Of distillation: 75 to 120 s on two quiet AVX2 cores, by the clock of 70 steps."""
