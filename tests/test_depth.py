@@ -63,7 +63,7 @@ def check_gone(cj: Any, net: Net, gone: Iterable[str]) -> None:
     assert graph.cost(keep).params == left
 
 
-@pytest.mark.parametrize("name", by_turns(NAMES, 5))
+@pytest.mark.parametrize("name", by_turns(NAMES, 8))
 def test_without_all_that_may_go_the_cut_is_the_mask(name):
     if not together(name):
         pytest.skip("every group is needed")

@@ -32,7 +32,7 @@ def keeps(graph: Any) -> st.SearchStrategy[dict[str, np.ndarray]]:
     return st.fixed_dictionaries({g.name: some(g.size) for g in laws.free(graph)})
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 4))
+@pytest.mark.parametrize("name", by_turns(NETS, 8))
 def test_any_keep(name: str) -> None:
     net = NETS[name]()
 

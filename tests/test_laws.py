@@ -94,7 +94,7 @@ def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
 
-@some(8, 0)
+@some(12, 0)
 def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     if not NETS[name]().true_derivative:
         pytest.skip("the activation's derivative is not its slope")
@@ -124,7 +124,7 @@ def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 
 
-@some(8, 1)
+@some(12, 1)
 def test_gradient_of_the_small_function(name: str) -> None:
     if not NETS[name]().reverse:
         pytest.skip("a while loop has no reverse mode")
@@ -132,7 +132,7 @@ def test_gradient_of_the_small_function(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*by_turns(STATISTIC, 5), "option_a", "gated_mlp", "unet"]
+    "name", [*by_turns(STATISTIC, 8), "option_a", "gated_mlp", "unet"]
 )
 def test_gradient_within_the_function(name: str) -> None:
     laws.check_inner_grad(CJ, NETS[name](), 0)
@@ -143,7 +143,7 @@ def test_vmap_of_the_small_function(name: str) -> None:
     laws.check_vmap(CJ, NETS[name](), 0)
 
 
-@some(6, 1)
+@some(12, 5)
 def test_second_cut(name: str) -> None:
     laws.check_second_cut(CJ, NETS[name](), 0)
 

@@ -89,7 +89,7 @@ def check(average: Any, net: Any, seed: int) -> None:
 ORDER = sorted(NETS, key="option_a".__ne__)
 
 
-@pytest.mark.parametrize("name", by_turns(ORDER, 32))
+@pytest.mark.parametrize("name", by_turns(ORDER, 64))
 def test_a_network_reads_what_is_shared_and_its_own(name):
     check(cj.merge.average, NETS[name](), 0)
 

@@ -55,7 +55,7 @@ def scored(apply: Any, x: Any = X) -> None:
 
 
 @pytest.mark.parametrize("apply", [centred, attention, readout, recurrence])
-@pytest.mark.parametrize("within", [lambda f: f, jax.jit, jax.checkpoint])
+@pytest.mark.parametrize("within", by_turns([jax.jit, lambda f: f, jax.checkpoint], 3))
 def test_rows_that_are_no_examples(apply, within):
     with pytest.warns(UserWarning, match="examples are not independent") as found:
         scored(within(apply))
@@ -92,7 +92,7 @@ def test_no_warning_without_reason(apply):
     assert may_mix(apply, P, (X,)) == (apply is not noisy)
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 4))
+@pytest.mark.parametrize("name", by_turns(NETS, 8))
 def test_no_warning_of_nets_in_inference(name):
     net = NETS[name]()
     if name == "fast_weights":

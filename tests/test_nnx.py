@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from nets.turns import by_turns
 
 import cutjax as cj
 import cutjax.nnx as cn
@@ -350,7 +351,7 @@ def check(name):
     return small
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", by_turns(MODELS, 2))
 def test_the_small_module_is_the_small_function(name):
     assert len(case(name)[2].free) >= 1
     small = check(name)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 from nets import NETS
+from nets.turns import by_turns
 from test_compensate import (
     batch_of,
     error,
@@ -327,9 +328,10 @@ def test_rows_may_be_fewer_where_more_is_made_than_read():
     np.testing.assert_allclose(got["up"], mix @ p["up"], atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["mobilenet", "stacked_layers", "albert", "moe_top2", "decoder", "lstm"]
-)
+SPECIAL = ["decoder", "stacked_layers", "lstm", "albert", "moe_top2", "mobilenet"]
+
+
+@pytest.mark.parametrize("name", by_turns(SPECIAL, 2))
 def test_special_readers_come_closer_to_the_parent(name):
     """Depthwise kernels, layers stacked for a scan, weights that are read often."""
     net = NETS[name]()
