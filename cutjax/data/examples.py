@@ -59,8 +59,9 @@ def rows(x: Any, which: Any) -> Any:
 def padded(x: Any, size: int) -> Any:
     """The same examples with the first one repeated up to `size`."""
 
-    def pad(leaf: Any) -> np.ndarray:
-        return np.concatenate([leaf, np.repeat(leaf[:1], size - len(leaf), 0)])
+    def pad(leaf: Any) -> Any:
+        short = size - len(leaf)
+        return np.concatenate([leaf, np.repeat(leaf[:1], short, 0)]) if short else leaf
 
     return jax.tree.map(pad, x)
 

@@ -71,14 +71,15 @@ class _Step(NamedTuple):
     shapes: Any
 
     def lowered(self, quick: bool) -> Any:
-        args, used = [None] * len(self.jaxpr.invars), self.used
+        """For XLA, with placeholders for what is left alone."""
+        number = len(self.jaxpr.invars)
 
         def run(consts: list[Any], some: list[Any]) -> list[Any]:
-            for index, value in zip(used, some, strict=True):
-                args[index] = value
+            found = dict(zip(self.used, some, strict=True))
+            args = [found.get(index) for index in range(number)]
             return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))(*args)
 
-        given = [self.jaxpr.invars[index].aval for index in used]
+        given = [self.jaxpr.invars[index].aval for index in self.used]
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in given]
         return jit(run, quick=quick, seldom=True).lower(self.consts, shapes)
 
