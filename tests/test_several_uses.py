@@ -54,6 +54,59 @@ def test_tied_weights_are_fitted_to_all_their_readers_at_once():
     assert sorted(f.path for f in fits)[-2:] == ["out", "w"]
 
 
+def repeated(p: Any, x: Any) -> Any:
+    """A block of the same weights and biases, three times."""
+    for _ in range(3):
+        x = jnp.tanh(x @ p["up"] + p["c"]) @ p["down"] + p["e"]
+    return x @ p["out"]
+
+
+def of_constants() -> Any:
+    """Parameters of which some hidden channels never move, but are not zero."""
+    p = {"up": normal(0, 6, 10), "c": normal(1, 10), "down": normal(2, 10, 6) / 2}
+    p |= {"e": normal(3, 6), "out": normal(4, 6, 2)}
+    keep = {"up:1": off(10, 1, 4, 7)}
+    p["up"][:, ~keep["up:1"]] = 0
+    return p, keep, [normal(s, 40, 6) for s in range(5, 9)]
+
+
+def test_a_bias_that_all_uses_have_in_common_makes_up_for_what_never_moves():
+    p, keep, data = of_constants()
+    graph = cj.trace(repeated, p, data[0])
+    got, _ = cj.compensate(repeated, p, graph, keep, data, **QUIET)
+    small, as_cut = cj.cut(repeated, p, graph, keep)
+    for x in data:
+        want = repeated(p, x)
+        np.testing.assert_allclose(small(got, x), want, atol=2e-3)
+        assert np.abs(small(as_cut, x) - want).max() > 0.1
+    shift = np.tanh(p["c"][~keep["up:1"]]) @ p["down"][~keep["up:1"]]
+    np.testing.assert_allclose(got["e"], p["e"] + shift, atol=2e-3)
+
+
+def test_saboteur_uses_without_an_intercept(monkeypatch):
+    monkeypatch.setattr(stops, "_one_bias", lambda found: None)
+    with pytest.raises(AssertionError):
+        test_a_bias_that_all_uses_have_in_common_makes_up_for_what_never_moves()
+
+
+def test_biases_of_their_own_stay_where_a_kernel_serves_twice():
+    def apply(p, x):
+        once = jnp.tanh(x @ p["w"] + p["e"])
+        return jnp.tanh(once @ p["w"] + p["f"]) @ p["out"]
+
+    p = {"w": normal(0, 6, 6), "e": normal(1, 6), "f": normal(2, 6)}
+    p["out"] = normal(3, 6, 2)
+    x = [normal(s, 40, 6) for s in range(4, 8)]
+    wide = lambda p, x: apply(p, jnp.tanh(x @ p["in"]))  # noqa: E731
+    p["in"] = normal(8, 6, 6)
+    graph = cj.trace(wide, p, x[0])
+    keep = {graph.free[0].name: off(6, 1)}
+    got, _ = cj.compensate(wide, p, graph, keep, x, **QUIET)
+    _, as_cut = cj.cut(wide, p, graph, keep)
+    np.testing.assert_array_equal(got["e"], as_cut["e"])
+    np.testing.assert_array_equal(got["f"], as_cut["f"])
+
+
 def test_weights_that_write_and_read_stay_as_cut_and_it_is_said():
     """The reader of an autoencoder's code is its own writer, turned."""
 

@@ -261,7 +261,10 @@ def _whole(padding: Bool[np.ndarray, "g f m"]) -> bool:
 
 
 def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
-    """Only biases that nothing but one reader's result is shifted by."""
+    """Only biases that nothing is shifted by but one reader's result.
+
+    Or those of all readers that are tied, which have it in common.
+    """
     users: dict[str, set[Place]] = {}
     places: dict[str, list[np.ndarray]] = {}
     for stop in stops:
@@ -270,7 +273,8 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
             var = stop.reach.bias.var  # type: ignore[union-attr]
             found = {place_of(stop.loop, i) for i in stop.home(prog).users[var]}
             users.setdefault(path, set()).update(found)
-            places.setdefault(path, []).append(where)
+            if stop.tied in (None, stop.place):
+                places.setdefault(path, []).append(where)
     own = {
         path
         for path, found in users.items()
@@ -319,6 +323,14 @@ def _one_each(stops: Sequence[Stop], sizes: Mapping[str, int]) -> Iterator[Stop]
     for found, parts, gone in zip(same.values(), held, torn, strict=True):
         if gone or clash(parts):
             continue
-        # One matrix for several targets has no intercept of its own.
-        tied = {"tied": found[0].place, "bias": None, "taught": True}
+        tied = {"tied": found[0].place, "bias": _one_bias(found), "taught": True}
         yield from [s._replace(**tied) for s in found] if len(found) > 1 else found
+
+
+def _one_bias(stops: Sequence[Stop]) -> tuple[str, np.ndarray] | None:
+    """The bias that shifts all their results, if it is one: they have one intercept."""
+    first, *others = (s.bias for s in stops)
+    if first is None or any(b is None or b[0] != first[0] for b in others):
+        return None
+    same = all(np.array_equal(b[1], first[1]) for b in others if b is not None)
+    return first if same else None
