@@ -83,28 +83,59 @@ def test_a_bias_that_all_uses_have_in_common_makes_up_for_what_never_moves():
     np.testing.assert_allclose(got["e"], p["e"] + shift, atol=2e-3)
 
 
+def levels(p: Any, x: Any) -> Any:
+    """A head of one kernel over several levels, each with a bias of its own."""
+    found = []
+    for i in "012":
+        x = jnp.tanh(x @ p["next"])
+        h = jnp.tanh(x @ p["up"] + p["c"]) @ p["down"]
+        found.append(h - p["mean"] if i == "0" else h + p[i])
+    return jnp.concatenate(found, -1)
+
+
+def test_biases_of_their_own_make_up_for_what_never_moves():
+    p, keep, data = of_constants()
+    p |= {"next": normal(9, 6, 6), "1": normal(10, 6), "2": normal(11, 6)}
+    p["mean"] = p.pop("e")
+    graph = cj.trace(levels, p, data[0])
+    got, _ = cj.compensate(levels, p, graph, keep, data, **QUIET)
+    small, _ = cj.cut(levels, p, graph, keep)
+    for x in data:
+        np.testing.assert_allclose(small(got, x), levels(p, x), atol=2e-3)
+    shift = np.tanh(p["c"][~keep["up:1"]]) @ p["down"][~keep["up:1"]]
+    for name, sign in (("mean", -1), ("1", 1), ("2", 1)):
+        np.testing.assert_allclose(got[name], p[name] + sign * shift, atol=2e-3)
+
+
+def test_one_kernel_and_several_biases_equal_an_independent_solver():
+    def apply(p: Any, x: Any) -> Any:
+        h, g = jnp.tanh(x @ p["a"]), jnp.tanh(1 + x @ p["a"])
+        return jnp.concatenate([h @ p["w"] + p["e"], g @ p["w"] + p["f"]], -1)
+
+    p = {"a": normal(0, 5, 8), "w": normal(1, 8, 4), "e": normal(2, 4)}
+    p["f"] = normal(3, 4)
+    x = normal(4, 60, 5)
+    graph = cj.trace(apply, p, x)
+    keep = {"a:1": off(8, 2, 5)}
+    got, _ = cj.compensate(apply, p, graph, keep, [x], damping=1e-6, **QUIET)
+    h = np.tanh(x.astype(np.float64) @ p["a"])
+    both = [h, np.tanh(1 + x.astype(np.float64) @ p["a"])]
+    # A column of ones for each half, beside the same weights.
+    ones = np.repeat(np.eye(2), 60, 0)
+    reads = np.concatenate([np.concatenate(both)[:, keep["a:1"]], ones], 1)
+    makes = np.concatenate([v @ p["w"] + p[b] for v, b in zip(both, "ef", strict=True)])
+    want = np.linalg.lstsq(reads, makes, rcond=None)[0]
+    np.testing.assert_allclose(got["w"], want[:6], atol=1e-3)
+    np.testing.assert_allclose([got["e"], got["f"]], want[6:], atol=1e-3)
+
+
 def test_saboteur_uses_without_an_intercept(monkeypatch):
-    monkeypatch.setattr(stops, "_one_bias", lambda found: None)
+    none = lambda stops: [s._replace(bias=None) for s in stops]  # noqa: E731
+    monkeypatch.setattr(stops, "_own_bias", lambda prog, loops, found: none(found))
     with pytest.raises(AssertionError):
         test_a_bias_that_all_uses_have_in_common_makes_up_for_what_never_moves()
-
-
-def test_biases_of_their_own_stay_where_a_kernel_serves_twice():
-    def apply(p, x):
-        once = jnp.tanh(x @ p["w"] + p["e"])
-        return jnp.tanh(once @ p["w"] + p["f"]) @ p["out"]
-
-    p = {"w": normal(0, 6, 6), "e": normal(1, 6), "f": normal(2, 6)}
-    p["out"] = normal(3, 6, 2)
-    x = [normal(s, 40, 6) for s in range(4, 8)]
-    wide = lambda p, x: apply(p, jnp.tanh(x @ p["in"]))  # noqa: E731
-    p["in"] = normal(8, 6, 6)
-    graph = cj.trace(wide, p, x[0])
-    keep = {graph.free[0].name: off(6, 1)}
-    got, _ = cj.compensate(wide, p, graph, keep, x, **QUIET)
-    _, as_cut = cj.cut(wide, p, graph, keep)
-    np.testing.assert_array_equal(got["e"], as_cut["e"])
-    np.testing.assert_array_equal(got["f"], as_cut["f"])
+    with pytest.raises(AssertionError):
+        test_biases_of_their_own_make_up_for_what_never_moves()
 
 
 def test_weights_that_write_and_read_stay_as_cut_and_it_is_said():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from cutjax.readers import channel_axes, is_conv
 from cutjax.recover import normal
@@ -99,6 +100,24 @@ class Found(NamedTuple):
             return Found(fitting, aside)
         return Found(joined(fitting, aside))
 
+    def about(self, means: "Means") -> "Found":
+        """The same rows less these means."""
+
+        def part(found: Any) -> Any:
+            if found is None:
+                return None
+            read, made = means if isinstance(found, Moments) else _along_rows(means)
+            return found._replace(read=found.read - read, made=found.made - made)
+
+        return Found(*map(part, self))
+
+    def means(self) -> "Means":
+        """Of what is read [g, f] and what should be made [g, m], in all rows."""
+        whole = joined(self.fitting, self.aside)
+        if isinstance(whole, Moments):
+            return Means(whole.read, whole.made)
+        return Means(whole.read.mean(1), whole.made.mean(1))
+
     def sound(self) -> bool:
         """Whether all of it is finite."""
         return all(normal.sound(part) for part in self if isinstance(part, tuple))
@@ -106,6 +125,22 @@ class Found(NamedTuple):
     def joined(self, other: "Found") -> "Found":
         """What was found at two readers of the same weights."""
         return Found(*(joined(a, b) for a, b in zip(self, other, strict=True)))
+
+
+class Means(NamedTuple):
+    """Of what a reader reads, and of what it should make."""
+
+    read: Any
+    made: Any
+
+    def shift(self, stop: Stop, kernel: Any) -> Float[np.ndarray, " m"]:
+        """What has to be added to what a kernel makes of the one to have the other."""
+        blocks = kernel_blocks(stop.reader, np.asarray(kernel, np.float64), stop.groups)
+        return (self.made - np.einsum("gf,gfm->gm", self.read, blocks)).ravel()
+
+
+def _along_rows(means: Means) -> Means:
+    return Means(*(value[:, None] for value in means))
 
 
 def _on_host(part: Any) -> Any:

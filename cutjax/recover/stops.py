@@ -51,6 +51,7 @@ class Stop(NamedTuple):
     just that.
     `tied`: place of the first reader of the same weights, where they serve in several
     places: more than one reader, steps of a loop, or a reader and whatever else.
+    `apart`: whether each of several has a bias of its own, or none.
     `taught`: whether it is shown what the parent reads; the child would go astray with
     weights as cut.
     """
@@ -68,6 +69,7 @@ class Stop(NamedTuple):
     inner: Inner | None = None
     loop: Loop | None = None
     tied: Place | None = None
+    apart: bool = False
     taught: bool = False
     affine: Affine | None = None
 
@@ -250,7 +252,7 @@ def _stop(
         *(index, reader, *found, reach),
         *(bias_of(home, reach, made, shapes), kernel, groups),
         *(features_of(reader, kernel), rows_of(reader), inner_of(home, index)),
-        *(loop, None, loop is not None, affine),
+        *(loop, None, False, loop is not None, affine),
     )
 
 
@@ -263,7 +265,7 @@ def _whole(padding: Bool[np.ndarray, "g f m"]) -> bool:
 def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
     """Only biases that nothing is shifted by but one reader's result.
 
-    Or those of all readers that are tied, which have it in common.
+    Or those of all readers that are tied, if they have it in common.
     """
     users: dict[str, set[Place]] = {}
     places: dict[str, list[np.ndarray]] = {}
@@ -273,7 +275,7 @@ def _own_bias(prog: Program, loops: Loops, stops: Sequence[Stop]) -> list[Stop]:
             var = stop.reach.bias.var  # type: ignore[union-attr]
             found = {place_of(stop.loop, i) for i in stop.home(prog).users[var]}
             users.setdefault(path, set()).update(found)
-            if stop.tied in (None, stop.place):
+            if stop.apart or stop.tied in (None, stop.place):
                 places.setdefault(path, []).append(where)
     own = {
         path
@@ -323,14 +325,14 @@ def _one_each(stops: Sequence[Stop], sizes: Mapping[str, int]) -> Iterator[Stop]
     for found, parts, gone in zip(same.values(), held, torn, strict=True):
         if gone or clash(parts):
             continue
-        tied = {"tied": found[0].place, "bias": _one_bias(found), "taught": True}
+        tied = {"tied": found[0].place, "apart": _apart(found), "taught": True}
         yield from [s._replace(**tied) for s in found] if len(found) > 1 else found
 
 
-def _one_bias(stops: Sequence[Stop]) -> tuple[str, np.ndarray] | None:
-    """The bias that shifts all their results, if it is one: they have one intercept."""
+def _apart(stops: Sequence[Stop]) -> bool:
+    """Whether results are not all shifted by the one bias: not by one intercept."""
     first, *others = (s.bias for s in stops)
-    if first is None or any(b is None or b[0] != first[0] for b in others):
-        return None
-    same = all(np.array_equal(b[1], first[1]) for b in others if b is not None)
-    return first if same else None
+    return first is None or any(
+        bias is None or bias[0] != first[0] or not np.array_equal(bias[1], first[1])
+        for bias in others
+    )

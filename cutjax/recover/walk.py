@@ -24,7 +24,7 @@ from cutjax.recover.loops import with_loops
 from cutjax.recover.measures import measure
 from cutjax.recover.missed import warn_of_missed
 from cutjax.recover.program import Program, program
-from cutjax.recover.refit import Fit, Found, Way, refitted
+from cutjax.recover.refit import Fit, Found, Means, Way, refitted
 from cutjax.recover.stops import Place, Stop, stops_of
 from cutjax.rules.base import shape_of
 from cutjax.shrink import check_params, cut_params, needed, select
@@ -98,13 +98,25 @@ class Job(NamedTuple):
     label: str
 
 
+class Tied(NamedTuple):
+    """What was measured at a reader, or all of the same weights, and the last of these.
+
+    `apart`: readers with a bias of their own, and the means that it has to meet.
+    """
+
+    stop: Stop
+    found: Found
+    kernels: Pair
+    apart: tuple[tuple[Stop, Means], ...] = ()
+
+
 class Walked(NamedTuple):
     """A child refitted; what was measured at tied readers; outputs of some batches,
     and how far they are from the parent's."""
 
     child: dict[str, Any]
     fits: list[Fit]
-    tied: dict[Place, tuple[Stop, Found, Pair]]
+    tied: dict[Place, Tied]
     judged: dict[int, list[Pair]]
     error: float
 
@@ -138,7 +150,7 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
     """Refit reader after reader; those that are tied are only measured."""
     alive = [_start(job.prog, x) for x in job.inputs]
     fits: list[Fit] = []
-    tied: dict[Place, tuple[Stop, Found, Pair]] = {}
+    tied: dict[Place, Tied] = {}
     halts = halts_of(stops)
     passes = [passing(job.prog, halts, n) for n in range(len(halts) + 1)]
     steps = _steps(job, halts, child, alive[0], passes)
@@ -147,11 +159,11 @@ def _walk(job: Job, stops: Sequence[Stop], child: Mapping[str, Any]) -> Walked:
         pair = Pair(job.parent, list(child.values()))
         alive, *measured = _stream(step, halt, pair, alive, passes[number])
         for stop, found, kernels in zip(halt.stops, *measured, strict=True):
+            one = Tied(stop, found, kernels)
             if stop.tied is not None:
-                before = tied[stop.tied][1] if stop.tied in tied else Found()
-                tied[stop.tied] = stop, before.joined(found), kernels
+                tied[stop.tied] = _also(job, tied.get(stop.tied), one)
                 continue
-            child, fit = _refitted(job, stop, found, kernels, child)
+            child, fit = _refitted(job, one, child)
             fits.append(fit)
     last = next(steps)
     pair = Pair(job.parent, list(child.values()))
@@ -194,26 +206,42 @@ def _small(job: Job) -> bool:
     return numbers * len(job.inputs) < SMALL * len(job.prog.frame.sites)
 
 
+def _also(job: Job, before: Tied | None, one: Tied) -> Tied:
+    """With one more of the readers; what has a bias of its own less its means."""
+    (stop, found, kernels, _), apart = one, () if before is None else before.apart
+    if stop.apart:
+        # One mixing for all of a window is fitted to what is read alone.
+        if stop.bias is not None and job.ways[stop.place].name != "mixing":
+            means = found.means()
+            found, apart = found.about(means), (*apart, (stop, means))
+        stop = stop._replace(bias=None)
+    if before is not None:
+        found = before.found.joined(found)
+    return Tied(stop, found, kernels, apart)
+
+
 def _tied(
-    job: Job,
-    measured: Mapping[Place, tuple[Stop, Found, Pair]],
-    child: Mapping[str, Any],
+    job: Job, measured: Mapping[Place, Tied], child: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Fit]]:
     fits = []
-    for stop, found, kernels in measured.values():
-        child, fit = _refitted(job, stop, found, kernels, child)
+    for one in measured.values():
+        child, fit = _refitted(job, one, child)
         fits.append(fit)
     return dict(child), fits
 
 
 def _refitted(
-    job: Job, stop: Stop, found: Found, kernels: Pair, child: Mapping[str, Any]
+    job: Job, one: Tied, child: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Fit]:
-    """The child with one reader refitted."""
+    """The child with one reader refitted, or all readers of the same weights."""
+    stop, found, kernels, apart = one
     way = job.ways[stop.place]
     kernel, shift, fit = refitted(job.prog, stop, way, found, kernels, job.damping)
     _warn(fit, job.label)
-    return _written(child, stop, kernel, shift), fit
+    child = _written(child, stop, kernel, shift)
+    for each, means in apart:
+        child = _shifted(child, each, means.shift(each, kernel))
+    return dict(child), fit
 
 
 def _not_worse(job: Job, as_cut: Mapping[str, Any], done: Walked) -> dict[str, Any]:
@@ -318,10 +346,13 @@ def _written(
         leaf = np.array(out[path])
         leaf.reshape(-1)[where] = new[held].astype(leaf.dtype)
         out[path] = jnp.asarray(leaf)
-    if stop.bias is not None and shift is not None:
-        path, where = stop.bias
-        leaf = np.array(out[path])
-        sign = stop.reach.bias.sign  # type: ignore[union-attr]
-        leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
-        out[path] = jnp.asarray(leaf)
-    return out
+    return out if stop.bias is None or shift is None else _shifted(out, stop, shift)
+
+
+def _shifted(child: Mapping[str, Any], stop: Stop, shift: Any) -> dict[str, Any]:
+    """The child's parameters with so much added to a reader's bias."""
+    path, where = stop.bias  # type: ignore[misc]
+    leaf = np.array(child[path])
+    sign = stop.reach.bias.sign  # type: ignore[union-attr]
+    leaf.reshape(-1)[where] += (sign * shift.ravel()).astype(leaf.dtype)
+    return {**child, path: jnp.asarray(leaf)}
