@@ -191,3 +191,5 @@ def test_rows_are_taken_of_every_array():
     np.testing.assert_array_equal(some.x["b"][0], NUMBERS[3:5])
     assert count(padded(some.x, 4), "me") == 4
     np.testing.assert_array_equal(padded(some.x, 4)["a"], WORD[[3, 4, 3, 3]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert padded((keys, WORD[:2]), 3)[0][2] == keys[0]
