@@ -25,8 +25,8 @@ class Job(NamedTuple):
     """A trained model and its data.
 
     Attributes:
-        apply: `apply(params, x) -> {task: logits}`, one entry per task of the data; of a
-            tuple `x`, `apply(params, *x)`.
+        apply: `apply(params, x) -> {task: logits}`, one entry per task of the data. Of
+            a tuple `x`, `apply(params, *x)`.
         train_apply: `(params, x) -> (outputs, updates)` in training, see
             `cutjax.fit.fit`; None where training is no different (no batch statistics,
             no dropout).

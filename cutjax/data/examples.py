@@ -47,7 +47,11 @@ def count(x: Any, what: str) -> int:
         sizes.setdefault(leaf.shape[0], name)
     if len(sizes) > 1:
         found = ", ".join(f"{n} in {name}" for n, name in sizes.items())
-        raise DataError(f"{what}: x holds examples of several numbers: {found}")
+        raise DataError(
+            f"{what}: x holds examples of several numbers: {found}; every example has "
+            "all inputs: repeat the rows of those with fewer, leaf[np.arange(n) % "
+            "len(leaf)], or leave out some of the others"
+        )
     return next(iter(sizes))
 
 

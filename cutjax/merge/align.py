@@ -35,6 +35,8 @@ def align(
     By weights, if no data is given: coordinate ascent on the sum of products of all
     parameters. The first sweep goes from the known to the unknown: it compares what
     does not depend on orders not found yet, so that a reordered copy is found whole.
+    Where an axis is several groups (the channels of GroupNorm's groups, heads and their
+    widths), one order within holds for all of what is outside.
     With data, by correlation of activations where channels are read; groups that are
     not read outside of loops are matched by weights, given the others, and so are among
     themselves the channels that never move on the data. Channels that constants tell
