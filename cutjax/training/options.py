@@ -58,10 +58,11 @@ def batch(
         return x
     made = jax.eval_shape(augment, jax.random.key(0), x)
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(made)}
-    if sizes != {(size,)}:
+    same = jax.tree.structure(made) == jax.tree.structure(x)
+    if not same or sizes != {(size,)}:
         raise ValueError(
-            f"fit: augment(key, x) made {made} of a batch of {x}; expected "
-            f"{size} examples in every array"
+            f"fit: augment(key, x) made {made} of a batch of {size} examples, {x}; "
+            "expected the same pytree, and as many in every array"
         )
     return made
 
