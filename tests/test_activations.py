@@ -123,7 +123,7 @@ def check_activations(cj: Any, name: str, tasks: tuple[str, ...] | None = None) 
     assert found == counted(small, params, *net.inputs)
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 4))
+@pytest.mark.parametrize("name", by_turns(NETS, 8))
 def test_activations_are_what_is_counted(name):
     check_activations(CJ, name)
 

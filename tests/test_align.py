@@ -98,7 +98,7 @@ def by_members(params: Any, graph: cj.Graph, order: Any) -> Any:
     return jax.tree.unflatten(graph.treedef, list(named.values()))
 
 
-@pytest.mark.parametrize("name", by_turns([n for n in NETS if n != "gram"], 4))
+@pytest.mark.parametrize("name", by_turns([n for n in NETS if n != "gram"], 8))
 def test_permuting_moves_every_member(name):
     """test_laws.py runs all nets whose members were moved like this."""
     _, graph, params, order, copy = planted(name)
@@ -195,7 +195,7 @@ def check_found(found: Callable[..., Any], name: str, seed: int = 0) -> None:
         assert info.before[name] <= info.after[name] + 1e-6
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 2))
+@pytest.mark.parametrize("name", by_turns(NETS, 4))
 def test_weights_find_a_planted_permutation(name):
     check_found(align, name)
 

@@ -109,7 +109,7 @@ def unproven(graph: cj.Graph) -> list[str]:
     return out
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 2))
+@pytest.mark.parametrize("name", by_turns(NETS, 4))
 def test_every_coupling_is_proven(name: str) -> None:
     assert not unproven(graph_of(CJ, NETS[name]()))
 
@@ -129,7 +129,7 @@ NEEDS_NO_LINE = (
 )
 
 
-@pytest.mark.parametrize("name", by_turns(NETS, 2, 1))
+@pytest.mark.parametrize("name", by_turns(NETS, 4, 1))
 def test_every_pin_has_a_line(name: str) -> None:
     for group in graph_of(CJ, NETS[name]()).groups:
         if group.pinned and not group.pinned.startswith(NEEDS_NO_LINE):

@@ -31,7 +31,7 @@ def some(every: int, first: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", nets, scope="module")
 
 
-half = some(2, 0)
+third = some(3, 0)
 
 
 @every
@@ -44,7 +44,7 @@ def test_members_are_what_a_cut_touches(name: str) -> None:
     laws.check_members(CJ, NETS[name]())
 
 
-@some(4, 1)
+@some(6, 1)
 @pytest.mark.parametrize("how", ["jit", "remat", "shapes", "order", "vmap"])
 def test_graph_is_the_same(name: str, how: str) -> None:
     if (name, how) == ("branches", "vmap"):
@@ -52,7 +52,7 @@ def test_graph_is_the_same(name: str, how: str) -> None:
     laws.check_graph_stable(CJ, NETS[name](), how)
 
 
-@every
+@some(2, 1)
 def test_shrink_equals_mask(name: str) -> None:
     laws.check_shrink_equals_mask(CJ, NETS[name](), 0)
 
@@ -67,29 +67,29 @@ def test_every_statistic_has_an_oracle() -> None:
     assert set(TRAINED) <= {name for name in NETS if NETS[name]().train_apply}
 
 
-@half
+@third
 def test_mask_is_zero_where_the_cut_removes(name: str) -> None:
     laws.check_mask(CJ, NETS[name](), 0)
 
 
-@some(4, 2)
+@some(6, 2)
 def test_full_keep_changes_nothing(name: str) -> None:
     laws.check_full_keep(CJ, NETS[name]())
 
 
-@some(4, 3)
+@some(6, 3)
 def test_permutation_changes_nothing(name: str) -> None:
     if not NETS[name]().permutable:
         pytest.skip("its members hold a group twice")
     laws.check_permutation(CJ, NETS[name](), 0)
 
 
-@half
+@third
 def test_cut_for_a_task(name: str) -> None:
     laws.check_tasks(CJ, NETS[name](), 0)
 
 
-@some(4, 3)
+@some(6, 3)
 def test_gates(name: str) -> None:
     laws.check_gates(CJ, NETS[name](), 0)
 
@@ -101,14 +101,14 @@ def test_gate_gradient_is_the_finite_difference(name: str) -> None:
     laws.check_gate_gradient(CJ, NETS[name](), 0)
 
 
-@some(4, 0)
+@some(6, 0)
 def test_gate_gradient_is_that_of_the_readers(name: str) -> None:
     if not (NETS[name]().by_weights and NETS[name]().exact):
         pytest.skip("read by something else than a kernel's axis -2")
     laws.check_gate_scale(CJ, NETS[name]())
 
 
-@half
+@third
 @pytest.mark.parametrize("seed", [None, 0])
 def test_cost_is_what_is_counted(name: str, seed: int | None) -> None:
     laws.check_cost(CJ, NETS[name](), seed)
@@ -119,7 +119,7 @@ def test_two_batches_compile_once(name: str) -> None:
     laws.check_compiles_once(CJ, NETS[name](), 0)
 
 
-@some(4, 1)
+@some(6, 1)
 def test_another_batch_size(name: str) -> None:
     laws.check_other_batch(CJ, NETS[name](), 0)
 
@@ -138,7 +138,7 @@ def test_gradient_within_the_function(name: str) -> None:
     laws.check_inner_grad(CJ, NETS[name](), 0)
 
 
-@some(4, 2)
+@some(6, 2)
 def test_vmap_of_the_small_function(name: str) -> None:
     laws.check_vmap(CJ, NETS[name](), 0)
 

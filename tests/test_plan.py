@@ -89,7 +89,7 @@ def check_budget(plan: Callable, name: str, given: dict[str, Any], **rules: Any)
 
 
 @pytest.mark.parametrize("given", BUDGETS, ids=str)
-@pytest.mark.parametrize("name", by_turns(PLANNED, 2))
+@pytest.mark.parametrize("name", by_turns(PLANNED, 4))
 def test_budgets_are_met_counted_from_what_cut_returns(name, given):
     check_budget(cj.plan, name, given)
 

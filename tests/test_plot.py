@@ -70,7 +70,7 @@ def drawn(fig: Figure, dpi="figure") -> None:
     fig.savefig(io.BytesIO(), dpi=dpi)
 
 
-@pytest.mark.parametrize("name", by_turns(sorted(NETS), 4))
+@pytest.mark.parametrize("name", by_turns(sorted(NETS), 8))
 def test_every_specimen_has_a_picture(name):
     net = NETS[name]()
     graph = cj.trace(net.apply, *jax.eval_shape(lambda: (net.params, *net.inputs)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets.turns import by_turns
 from test_saliency import LOSSES, QUIET, batched, conv_data, conv_net
 
 import cutjax as cj
@@ -56,7 +57,7 @@ def net() -> tuple[Any, cj.Graph, list[Any]]:
 BUDGET = cj.Budget(params=0.5)
 
 
-@pytest.mark.parametrize("name", recipes.ONE_SHOT)
+@pytest.mark.parametrize("name", by_turns(recipes.ONE_SHOT, 2))
 def test_one_shot_recipes_meet_the_budget_for_any_tasks(net, name):
     params, graph, data = net
     recipe = recipes.ONE_SHOT[name]()

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from nets import NETS
+from nets.turns import by_turns
 
 import cutjax as cj
 from cutjax import stochastic
@@ -289,7 +290,7 @@ def close(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 2e-5, 1e-6), a, b)
 
 
-@pytest.mark.parametrize("name", ["mlp_tasks", "vgg"])
+@pytest.mark.parametrize("name", by_turns(["mlp_tasks", "vgg"], 2))
 @pytest.mark.parametrize("kind", ["vib", "hard_concrete", "threshold"])
 def test_learned_gates_are_cut_along(name, kind):
     """Gates and parameters are one pytree; the cut one equals the masked one."""
