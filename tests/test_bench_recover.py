@@ -3,9 +3,7 @@
     pytest tests/test_bench_recover.py -m slow --benchmark-enable -s  # 4 min, two cores
 
 512 images of 224x224, half of all channels cut, beside what one forward pass of both
-networks over the same images takes. Limit of issue 5: 60 s on two cores. A fifth of the
-time is Linux handing out pages of 4 KB; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the
-environment, where there is glibc, saves half of that. Without
+networks over the same images takes. Limit of issue 5: 60 s on two cores. Without
 `--benchmark-enable` 8 images are enough to see that it runs.
 """
 
