@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ def test_steps_that_differ_by_constants_only_are_compiled_once(monkeypatch):
         x, want = step(x), plain(want)
     jax.tree.map(np.testing.assert_array_equal, x, want)
     assert len(compiled) < 4
+
+
+CALLS = {
+    "pure": lambda f: lambda x: jax.pure_callback(f, x, x),
+    "io": lambda f: lambda x: jax.experimental.io_callback(f, x, x),
+    "inside": lambda f: jax.jit(lambda x: jax.pure_callback(f, x, x)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_programs_of_one_text_that_call_other_functions_are_two(call):
+    """The text holds a number for a function of Python, and not which it is."""
+    steps = [CALLS[call](f) for f in (np.sin, np.exp, np.sin)]
+    x = jnp.arange(3.0)
+    found = [step(x) for step in ahead(steps, (x,), lambda *_: (x,))]
+    for got, want in zip(found, (np.sin(x), np.exp(x), np.sin(x)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_nothing_is_traced_much_before_its_turn():

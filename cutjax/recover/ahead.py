@@ -13,6 +13,9 @@ from cutjax._jit import jit
 
 AHEAD, THREADS = 6, 2
 
+UNTOLD = ("callback", "host_transfer")
+"""In a program's text: Python functions that it calls by number, whatever they are."""
+
 
 def ahead(
     steps: Sequence[Callable[..., Any]],
@@ -45,10 +48,12 @@ def ahead(
         for number, step in enumerate(steps):
             traced = _traced(step, args)
             lowered = traced.lowered(quick)
-            text = lowered.as_text()
-            if text not in known:
-                known[text] = pool.submit(lowered.compile)
-            waiting.append((traced, known[text]))
+            key = text = lowered.as_text()
+            if any(word in text for word in UNTOLD):
+                key = f"{number}: {text}"
+            if key not in known:
+                known[key] = pool.submit(lowered.compile)
+            waiting.append((traced, known[key]))
             args = following(number, args, traced.shapes)
             if len(waiting) > AHEAD:
                 yield _ready(*waiting.popleft())
