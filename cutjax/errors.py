@@ -3,8 +3,11 @@
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
+
+NAMED = 8
+"""Names in a message, at most."""
 
 
 class CutjaxError(ValueError):
@@ -49,6 +52,17 @@ def warn(message: str) -> None:
     while frame is not None and _package(frame) in ("cutjax", "jax", "jaxtyping"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: the first NAMED, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b"])
+        "'a', 'b'"
+    """
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
 
 
 def _package(frame: FrameType) -> str:

@@ -8,7 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from cutjax.resize import Reader
 
@@ -64,13 +64,21 @@ def out_axes(reader: Reader) -> tuple[int, ...]:
     return tuple(range(rank - made, rank) if reader.site.at == 0 else range(made))
 
 
-def rows(values: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "p c"]:
+def rows(values: Inexact[Array, "..."], axes: tuple[int, ...]) -> Inexact[Array, "p c"]:
     """An array as a matrix: `axes` flattened to features, all others to rows."""
     moved = jnp.moveaxis(values, axes, range(-len(axes), 0))
     return moved.reshape(-1, math.prod(values.shape[a] for a in axes))
 
 
-def kernel_matrix(reader: Reader, kernel: Float[Array, "..."]) -> Float[Array, "k c m"]:
+def single(values: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
+    """In single precision: float32; complex64, where they are complex."""
+    dtype = jnp.complex64 if jnp.iscomplexobj(values) else jnp.float32
+    return values.astype(dtype)
+
+
+def kernel_matrix(
+    reader: Reader, kernel: Inexact[Array, "..."]
+) -> Inexact[Array, "k c m"]:
     """A kernel as one matrix [channels, made] per position of its window."""
     channels = channel_axes(reader, 1 - reader.site.at)
     if is_conv(reader):
@@ -82,7 +90,7 @@ def kernel_matrix(reader: Reader, kernel: Float[Array, "..."]) -> Float[Array, "
 
 
 def energy(
-    reader: Reader, values: Float[Array, "..."], kernel: Float[Array, "..."]
+    reader: Reader, values: Inexact[Array, "..."], kernel: Inexact[Array, "..."]
 ) -> Float[Array, "p"]:
     """What is read for each row of what a reader makes: squares, as its kernel weighs.
 
@@ -90,8 +98,7 @@ def energy(
     """
     p, at = reader.eqn.params, reader.site.at
     axes, taken = channel_axes(reader, at), channel_axes(reader, 1 - at)
-    squares = jnp.square(values.astype(jnp.float32))
-    weights = jnp.square(kernel.astype(jnp.float32))
+    squares, weights = map(_squares, (values, kernel))
     if not is_conv(reader):
         made = tuple(a for a in range(kernel.ndim) if a not in taken)
         # What is left of the kernel's axes is in order; `taken` pairs with `axes`.
@@ -108,3 +115,9 @@ def energy(
         **{name: p[name] for name in (*same, "dimension_numbers")},
     )
     return rows(seen, out_axes(reader))[:, 0]
+
+
+def _squares(values: Inexact[Array, "..."]) -> Float[Array, "..."]:
+    """Of absolute values."""
+    values = single(values)
+    return jnp.real(values * values.conj())

@@ -175,7 +175,7 @@ def mean_of(
     first = next(iter(networks.values()))
     for name, net in networks.items():
         axes, leaf = net.graph.axes[path], net.leaves[path]
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return narrowed(first.leaves[path], first.graph.axes[path], job.common)
         values, ones = precise(leaf), np.ones(leaf.shape, np.float32)
         along, made = range(leaf.ndim), [a for a in range(leaf.ndim) if a not in read]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax._compat import Literal
-from cutjax.errors import DataError
+from cutjax.errors import DataError, listed, warn
+from cutjax.merge.network import Networks
 from cutjax.recover import normal
 from cutjax.recover.follow import bias_of, reach_of
 from cutjax.recover.normal import Moments
@@ -91,6 +92,14 @@ def check_rows(rows: int) -> None:
     """
     if not rows > 0:
         raise DataError(f"rows={rows}: give a number above 0; 32 per feature are usual")
+
+
+def warn_of_complex(networks: Networks) -> None:
+    """Say which kernels are averaged only: fits are of real numbers."""
+    leaves = next(iter(networks.values())).leaves.items()
+    found = [path for path, leaf in leaves if jnp.iscomplexobj(leaf)]
+    if found:
+        warn(f"merge: {listed(found)}: complex, so averaged and not refitted")
 
 
 def fitted(

@@ -94,4 +94,7 @@ def _columns(operand: Any, block: Block, unit: Unit) -> Float[Array, "rows n"]:
     n = 1
     for i in at:
         n *= part.shape[i]
-    return moved.reshape(-1, n).astype(jnp.float32)
+    found = moved.reshape(-1, n)
+    if jnp.iscomplexobj(found):
+        found = jnp.concatenate([found.real, found.imag])
+    return found.astype(jnp.float32)

@@ -34,6 +34,7 @@ from cutjax.merge.kernels import (
     scaled,
     shifted,
     sound,
+    warn_of_complex,
 )
 from cutjax.merge.merged import Merged, merged_apply, packed, unpacked
 from cutjax.merge.network import Networks, check_alike, evaluating
@@ -197,6 +198,7 @@ def _refitted(
 ) -> Merged:
     check_alike(networks)
     check_rows(rows)
+    warn_of_complex(networks)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
     inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")

@@ -27,6 +27,7 @@ from cutjax.merge.kernels import (
     sample_of,
     shifted,
     sound,
+    warn_of_complex,
 )
 from cutjax.merge.network import Network, Networks
 from cutjax.merge.same import same_program
@@ -78,6 +79,7 @@ def tie(
         progress: see `tied`.
     """
     check_rows(rows)
+    warn_of_complex(networks)
     wanted = "{network: [(x, ...), ...], ...}, each network's own data"
     check_by_name(batches, "batches", wanted)
     sides = {name: _side(net, name, batches) for name, net in networks.items()}

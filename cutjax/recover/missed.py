@@ -4,17 +4,22 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 from cutjax._compat import primitive
-from cutjax.errors import warn
+from cutjax.errors import listed, warn
 from cutjax.readers import channel_axes, is_conv
 from cutjax.recover.program import Program, behind
-from cutjax.recover.stops import Loops, Stop, matrices, place_of
+from cutjax.recover.stops import Loops, Stop, is_complex, matrices, place_of
 from cutjax.resize import Reader
 from cutjax.unify import Var, find
 
 SUM = primitive("reduce_sum")
 
-NAMED = 8
-"""Parameters named in a warning, at most."""
+COMPUTED = "computed from", "the way they are computed is not undone"
+COMPLEX = "of", "they are complex, and fits are of real numbers; finetune"
+SEVERAL = (
+    "of",
+    "the same weights serve in several places, each time as another matrix",
+)
+"""Why kernels are not refitted, after how they stand to what is named."""
 
 
 def warn_of_missed(
@@ -33,17 +38,8 @@ def warn_of_missed(
         used: the paths of the parameters that matter.
         label: of the warnings.
     """
-    computed, several = _kept(prog, loops, stops, used)
-    if computed:
-        warn(
-            f"{label}: kernels computed from {_list(computed)} stay as cut: the way "
-            "they are computed is not undone"
-        )
-    if several:
-        warn(
-            f"{label}: kernels of {_list(several)} stay as cut: the same weights serve "
-            "in several places, each time as another matrix"
-        )
+    for (of, why), names in _kept(prog, loops, stops, used).items():
+        warn(f"{label}: kernels {of} {listed(names)} stay as cut: {why}")
     for name in _averaged(prog, loops):
         warn(
             f"{label}: members of {name!r} are summed, each with kernels of its own; "
@@ -51,29 +47,26 @@ def warn_of_missed(
         )
 
 
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(repr, names[:NAMED])) + more
-
-
 def _kept(
     prog: Program, loops: Loops, stops: Sequence[Stop], used: Container[str]
-) -> tuple[list[str], list[str]]:
-    """The parameters of kernels that are not refitted: computed ones, and others.
+) -> dict[tuple[str, str], list[str]]:
+    """By reason, the parameters of kernels that are not refitted.
 
     Only those of readers that channels are cut of.
     """
     refitted = {stop.place for stop in stops}
-    computed, plain = dict[str, None](), dict[str, None]()
+    found = dict[tuple[str, str], dict[str, None]]()
     for loop, index in matrices(prog, loops):
         home = prog if loop is None else loop.prog
         kernel, reader = home.kernel(index), home.reader(index)
         counts = [(prog.evaluator.k.count(d), d.size) for d in _read(reader)]
         cut = any(n < size for n, size in counts) and all(n for n, _ in counts)
         if cut and place_of(loop, index) not in refitted:
-            names = plain if kernel in home.origins else computed
+            why = SEVERAL if kernel in home.origins else COMPUTED
+            names = found.setdefault(COMPLEX if is_complex(home, index) else why, {})
             names.update((prog.paths[i], None) for i in sorted(behind(home, kernel)))
-    return [n for n in computed if n in used], [n for n in plain if n in used]
+    among = {why: [n for n in names if n in used] for why, names in found.items()}
+    return {why: names for why, names in among.items() if names}
 
 
 def _averaged(prog: Program, loops: Loops) -> list[str]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -180,7 +181,7 @@ def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Sour
     for loop, index in matrices(prog, loops):
         home = prog if loop is None else loop.prog
         source = source_of(home, home.kernel(index))
-        if source is not None:
+        if source is not None and not is_complex(home, index):
             by_param.setdefault(source.numbers, []).append((loop, index, source))
     for numbers, found in by_param.items():
         edges, rounds = set[Edge](), set[Edge]()
@@ -192,6 +193,11 @@ def _reads(prog: Program, loops: Loops) -> Iterator[tuple[Loop | None, int, Sour
         plain = [read for read in found if not read[2].path]
         only = plain or serves_only(prog, loops, numbers[0], edges, rounds)
         yield from found if only and not plain else plain
+
+
+def is_complex(home: Program, index: int) -> bool:
+    """Whether a reader's kernel is; fits are of real numbers."""
+    return bool(jnp.issubdtype(home.kernel(index).aval.dtype, jnp.complexfloating))
 
 
 def place_of(loop: Loop | None, index: int) -> Place:

@@ -14,6 +14,7 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
+    double,
 )
 from cutjax.saliency.family import criterion
 from cutjax.saliency.seen import ACTIVATIONS, READERS, Seen
@@ -97,7 +98,7 @@ def zero_rate() -> Criterion:
 def _read_sizes(seen: Seen, problem: Problem):
     check_kernels(seen, problem.graph, "wanda")
     return {
-        key: jnp.einsum("bpn,b->n", v**2, seen.weights)
+        key: jnp.einsum("bpn,b->n", jnp.abs(v) ** 2, seen.weights)
         for key, v in seen.inputs.items()
     }
 
@@ -141,7 +142,7 @@ def wanda() -> Criterion:
     def scores(problem: Problem, sums: Sums) -> dict[str, Scores]:
         out: Scores = {g.name: np.zeros(g.size, np.float32) for g in problem.graph.free}
         for key, square in sums.mean().items():
-            weight = np.abs(np.asarray(sums.once[key], np.float64)).sum((0, 2))
+            weight = np.abs(double(sums.once[key])).sum((0, 2))
             out[key[1]] += (weight * np.sqrt(square)).astype(np.float32)
         return problem.alike(out)
 

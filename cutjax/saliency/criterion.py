@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from cutjax.graph import Graph
 
@@ -59,9 +59,13 @@ class Sums(NamedTuple):
 
     def mean(self) -> Any:
         """The measurement per example, on the host in double precision."""
-        return jax.tree.map(
-            lambda v: np.asarray(v, np.float64) / self.examples, self.total
-        )
+        return jax.tree.map(lambda v: double(v) / self.examples, self.total)
+
+
+def double(values: Any) -> Inexact[np.ndarray, "..."]:
+    """On the host in double precision; complex values stay complex."""
+    values = np.asarray(values)
+    return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
 
 
 class Criterion(NamedTuple):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Inexact
 
 from cutjax.errors import DataError
 from cutjax.saliency.activation import check_read
@@ -12,6 +12,7 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
+    double,
 )
 from cutjax.saliency.family import criterion
 from cutjax.saliency.seen import ACTIVATIONS, Seen
@@ -48,7 +49,7 @@ def mutual_information(
             return empty.at[row].set(values, mode="drop")
 
         activity = {
-            name: noted(sum(v.mean(1) for v in found) / len(found))
+            name: noted(sum(_real(v).mean(1) for v in found) / len(found))
             for name, found in seen.activations.items()
         }
         labels = {t: noted(_labels(t, seen.targets[t])) for t in problem.tasks}
@@ -62,7 +63,7 @@ def mutual_information(
         for name, values in activity.items():
             # Kernels of some channels at a time: all at once can be gigabytes.
             parts = np.array_split(values[:n], -(-values.shape[1] // 64), axis=1)
-            kernels = (_kernel(np.asarray(p, np.float64), variance) for p in parts)
+            kernels = (_kernel(double(p), variance) for p in parts)
             found = [[_information(k, c) for c in classes.values()] for k in kernels]
             for task, pieces in zip(classes, zip(*found, strict=True), strict=True):
                 out[task][name] = np.concatenate(pieces)
@@ -72,6 +73,10 @@ def mutual_information(
     return Criterion(
         "mutual_information", scores, Measure(name, frozenset({ACTIVATIONS}), of)
     )
+
+
+def _real(values: Inexact[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.abs(values) if jnp.iscomplexobj(values) else values
 
 
 def _labels(task: str, target) -> Float[jnp.ndarray, "b"]:

@@ -14,7 +14,7 @@ one. Channels are scaled to a mean square of one before: in whatever units they 
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from cutjax.graph import Graph
 from cutjax.saliency.criterion import (
@@ -22,6 +22,7 @@ from cutjax.saliency.criterion import (
     Problem,
     Scores,
     Sums,
+    double,
 )
 from cutjax.saliency.family import criterion
 from cutjax.saliency.moments import MOMENTS, Moments, moments
@@ -84,16 +85,20 @@ def eliminate(
 
 def _factors(state: Moments, number: int, name: str, weights: np.ndarray):
     """The two sides of one reader: C, and W G W^T summed over the window."""
-    gram = np.asarray(state.inputs[number, name], np.float64)
-    grad = np.einsum(
-        "t,tij->ij", weights, np.asarray(state.outputs[number], np.float64)
-    )
-    kernel = np.asarray(state.kernels[number, name], np.float64)
-    half = kernel @ _root(grad)
-    return gram, np.einsum("knm,klm->nl", half, half, optimize=True)
+    gram = double(state.inputs[number, name])
+    grad = np.einsum("t,tij->ij", weights, double(state.outputs[number]))
+    if np.iscomplexobj(grad):
+        grad = grad / 2  # The mean square of a real part is half of the whole.
+    half = double(state.kernels[number, name]).conj() @ _root(grad)
+    return gram, np.einsum("knm,klm->nl", half, half.conj(), optimize=True)
 
 
-def _root(matrix: Float[np.ndarray, "m m"]) -> Float[np.ndarray, "m m"]:
+def _diagonal(matrix: Inexact[np.ndarray, "n n"]) -> Float[np.ndarray, "n"]:
+    """Of a Hermitian matrix: real."""
+    return np.real(np.diag(matrix))
+
+
+def _root(matrix: Inexact[np.ndarray, "m m"]) -> Inexact[np.ndarray, "m m"]:
     values, vectors = np.linalg.eigh(matrix)
     return vectors * np.sqrt(np.maximum(values, 0.0))
 
@@ -103,13 +108,13 @@ def _order(readers: list, gates: np.ndarray, damping: float) -> Float[np.ndarray
     n = len(gates)
     inverse, cost = [], []
     for gram, weight in readers:
-        size = np.sqrt(np.diag(gram))
+        size = np.sqrt(_diagonal(gram))
         size = np.where(size > 0, size, 1.0)
         gram, weight = gram / np.outer(size, size), weight * np.outer(size, size)
         h = np.linalg.inv(gram + damping * np.eye(n))
         b = gram @ h
         inverse.append(h)
-        cost.append(b.T @ weight @ b)
+        cost.append(b.T.conj() @ weight @ b)
     left = np.arange(n)
     scores, reached = np.zeros(n), 0.0
     # Large groups lose several channels at a time: each block is exact in itself.
@@ -117,7 +122,7 @@ def _order(readers: list, gates: np.ndarray, damping: float) -> Float[np.ndarray
     while len(left):
         now = gates[left] / 2
         for h, p in zip(inverse, cost, strict=True):
-            now = now + np.diag(p) / (2 * np.maximum(np.diag(h), 1e-30))
+            now = now + _diagonal(p) / (2 * np.maximum(_diagonal(h), 1e-30))
         gone = np.argsort(now, kind="stable")[:block]
         reached = np.maximum(reached, now[gone])
         scores[left[gone]] = reached
@@ -133,5 +138,6 @@ def _remove(h: np.ndarray, p: np.ndarray, gone: np.ndarray, stay: np.ndarray):
     """H and P without some channels: Schur complement of the block in H."""
     step = np.linalg.solve(h[np.ix_(gone, gone)], h[np.ix_(gone, stay)])
     cross = p[np.ix_(stay, gone)] @ step
-    p = p[np.ix_(stay, stay)] - cross - cross.T + step.T @ p[np.ix_(gone, gone)] @ step
+    twice = step.T.conj() @ p[np.ix_(gone, gone)] @ step
+    p = p[np.ix_(stay, stay)] - cross - cross.T.conj() + twice
     return h[np.ix_(stay, stay)] - h[np.ix_(stay, gone)] @ step, p

@@ -41,7 +41,7 @@ def _distances(weights, group: Group, graph: Graph) -> Float[np.ndarray, "n"]:
         order = np.argsort(channel, kind="stable")
         # Each channel holds as many positions as any other.
         flat = value[at[order]].reshape(group.size, -1)
-        product = flat @ flat.T
+        product = (flat @ flat.T.conj()).real
         size = np.diag(product)
         squared += np.maximum(size[:, None] + size - 2 * product, 0.0)
     np.fill_diagonal(squared, 0.0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from cutjax.errors import DataError
 from cutjax.saliency.criterion import Measure, Problem, Sums
@@ -24,22 +24,25 @@ class Moments(NamedTuple):
     as of blank tokens, nothing can be lost, however steep a norm may be. `gates`: by
     group [tasks, n], squared gate gradients at readers that have no kernel (products of
     activations, loops). `kernels`: [k, n, m]; k runs over the window and over whatever
-    else is contracted beside the group.
+    else is contracted beside the group. Of complex numbers moments are Hermitian.
     """
 
-    inputs: dict[tuple[int, str], Float[np.ndarray, "n n"]]
-    outputs: dict[int, Float[np.ndarray, "t m m"]]
+    inputs: dict[tuple[int, str], Inexact[np.ndarray, "n n"]]
+    outputs: dict[int, Inexact[np.ndarray, "t m m"]]
     gates: dict[str, Float[np.ndarray, "t _"]]
-    kernels: dict[tuple[int, str], Float[np.ndarray, "k n m"]]
+    kernels: dict[tuple[int, str], Inexact[np.ndarray, "k n m"]]
 
 
 def _of(seen: Seen, problem: Problem):
     w, e = seen.weights, seen.energies
     heavy = {k: v * e[k][:, None, :, None] for k, v in seen.outputs.items()}
     return (
-        {k: jnp.einsum("bpm,bpn,b->mn", v, v, w) for k, v in seen.inputs.items()},
         {
-            k: jnp.einsum("btpm,btpn,b->tmn", heavy[k], v, w)
+            k: jnp.einsum("bpm,bpn,b->mn", v, v.conj(), w)
+            for k, v in seen.inputs.items()
+        },
+        {
+            k: jnp.einsum("btpm,btpn,b->tmn", heavy[k].conj(), v, w)
             for k, v in seen.outputs.items()
         },
         {k: jnp.einsum("b,b->", v.mean(1), w) for k, v in e.items()},

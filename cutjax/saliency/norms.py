@@ -9,7 +9,7 @@ from cutjax.dims import incidence
 from cutjax.errors import KeepError
 from cutjax.graph import Graph, Group
 from cutjax.mirror import named_leaves
-from cutjax.saliency.criterion import Criterion, Problem, Scores
+from cutjax.saliency.criterion import Criterion, Problem, Scores, double
 from cutjax.saliency.family import criterion
 from cutjax.saliency.members import Reduce, kernels, mean, per_channel, total
 from cutjax.shrink import check_params
@@ -18,9 +18,7 @@ from cutjax.shrink import check_params
 def weights_of(problem: Problem) -> dict[str, np.ndarray]:
     """The parameters by path, checked against the graph."""
     check_params(problem.params, problem.graph)
-    return {
-        p: np.asarray(v, np.float64) for p, v in named_leaves(problem.params).items()
-    }
+    return {p: double(v) for p, v in named_leaves(problem.params).items()}
 
 
 @criterion
@@ -66,7 +64,7 @@ def l2(reduce: Reduce = mean) -> Criterion:
 
 
 def _squares(problem: Problem, reduce: Reduce) -> Scores:
-    squares = {p: v**2 for p, v in weights_of(problem).items()}
+    squares = {p: np.abs(v) ** 2 for p, v in weights_of(problem).items()}
     return per_channel(squares, problem.graph, reduce, kernels)
 
 

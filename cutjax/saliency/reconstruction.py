@@ -11,9 +11,9 @@ Cholesky factorisation of C.
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
-from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums
+from cutjax.saliency.criterion import Criterion, Problem, Scores, Sums, double
 from cutjax.saliency.family import criterion
 from cutjax.saliency.joint import eliminate
 from cutjax.saliency.moments import MOMENTS, Moments, moments
@@ -55,7 +55,7 @@ def _pivots(state: Moments, problem: Problem) -> Scores:
     out: Scores = {}
     for group in problem.graph.free:
         grams = [
-            np.asarray(gram, np.float64) / max(np.trace(gram), 1e-30)
+            double(gram) / max(np.trace(gram).real, 1e-30)
             for (_, name), gram in state.inputs.items()
             if name == group.name
         ]
@@ -66,21 +66,21 @@ def _pivots(state: Moments, problem: Problem) -> Scores:
     return out
 
 
-def residuals(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n"]:
+def residuals(gram: Inexact[np.ndarray, "n n"]) -> Float[np.ndarray, "n"]:
     """What of each channel its predecessors do not explain, in order of pivots.
 
     Example:
         >>> residuals(np.array([[4.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 9.0]]))
         array([4., 0., 9.], dtype=float32)
     """
-    left = np.array(gram, np.float64)
+    left = double(gram)
     out = np.zeros(len(left))
     free = np.ones(len(left), bool)
     for _ in range(len(left)):
-        rest = np.where(free, np.diag(left), -np.inf)
+        rest = np.where(free, np.real(np.diag(left)), -np.inf)
         at = int(np.argmax(rest))
         free[at] = False
         out[at] = max(rest[at], 0.0)
-        if out[at] > 1e-12 * np.trace(gram):
+        if out[at] > 1e-12 * np.trace(gram).real:
             left = left - np.outer(left[:, at], left[at]) / out[at]
     return out.astype(np.float32)

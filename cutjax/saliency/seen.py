@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 
 from cutjax.gate import Gates, gate, ones
 from cutjax.graph import Graph
 from cutjax.inputs import examples, first
 from cutjax.mirror import named_leaves
-from cutjax.readers import rows
+from cutjax.readers import rows, single
 from cutjax.saliency.criterion import Problem
 from cutjax.saliency.curvature import curved_sums, number_of
 from cutjax.saliency.stream import Loss, singles, task_losses
@@ -50,11 +50,11 @@ class Seen(NamedTuple):
     losses: Float[Array, "b t"]
     gates: dict[str, Float[Array, "b t _"]]
     unread: dict[str, Float[Array, "b t _"]]
-    inputs: dict[tuple[int, str], Float[Array, "b p n"]]
-    outputs: dict[int, Float[Array, "b t p m"]]
-    kernels: dict[tuple[int, str], Float[Array, "k n m"]]
+    inputs: dict[tuple[int, str], Inexact[Array, "b p n"]]
+    outputs: dict[int, Inexact[Array, "b t p m"]]
+    kernels: dict[tuple[int, str], Inexact[Array, "k n m"]]
     energies: dict[int, Float[Array, "b p"]]
-    activations: dict[str, list[Float[Array, "b q n"]]]
+    activations: dict[str, list[Inexact[Array, "b q n"]]]
     slopes: dict[str, Float[Array, "t *shape"]]
     of_gates: Callable[[Any], Float[Array, "t"]]
     of_weights: Callable[[Any], Float[Array, "t"]]
@@ -276,9 +276,9 @@ def _probes(problem: Problem, params, inputs, axes: dict, size: int) -> dict[int
 
 
 def _mean_rows(
-    grads: Float[Array, "b t ..."], axes: tuple[int, ...]
-) -> Float[Array, "b t p m"]:
+    grads: Inexact[Array, "b t ..."], axes: tuple[int, ...]
+) -> Inexact[Array, "b t p m"]:
     """Gradients as rows whose second moment is a mean over positions."""
     each = jax.vmap(jax.vmap(lambda g: rows(g, axes)))
-    flat = each(grads).astype(jnp.float32)
+    flat = single(each(grads))
     return flat / np.sqrt(flat.shape[2])

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -17,6 +16,7 @@ from cutjax.readers import (
     mixes,
     out_axes,
     rows,
+    single,
 )
 from cutjax.resize import Hook, Kept, Reader, Run, freeze
 from cutjax.unify import leaf_vars
@@ -62,9 +62,9 @@ def tap(
             index = positions(kept, reader, name)
             flat = rows(args[at], channel_axes(reader, at))[:, index]
             flat = flat.reshape(-1, index.shape[1])
-            flat = flat.astype(jnp.float32) * np.sqrt(made / flat.shape[0])
+            flat = single(flat) * np.sqrt(made / flat.shape[0])
             tapped.inputs[number, name] = flat
-            kernel = matrix[:, index].astype(jnp.float32)
+            kernel = single(matrix[:, index])
             tapped.kernels[number, name] = kernel.reshape(-1, *kernel.shape[2:])
             tapped.made[number] = out
             tapped.energies[number] = energy(reader, args[at], args[1 - at])
@@ -85,7 +85,7 @@ def _note(tapped: Tapped, kept: Kept, reader: Reader, operand: Any, free) -> Non
             if name in free:
                 index = _positions(freeze(var, _label(kept, name)), name)
                 flat = rows(operand, (axis,))[:, index]
-                flat = flat.reshape(-1, index.shape[1]).astype(jnp.float32)
+                flat = single(flat.reshape(-1, index.shape[1]))
                 tapped.activations.setdefault(name, []).append(flat)
 
 
