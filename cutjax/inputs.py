@@ -165,7 +165,8 @@ def _check_held(batch: tuple[Any, ...], traced: Sequence[str]) -> None:
     if kinds[: len(traced)] == wanted and len(kinds) == len(batch):
         names = ", ".join("abcdefgh"[: len(traced)])
         raise DataError(
-            f"the function was traced with {len(traced)} inputs ({', '.join(traced)}), "
+            f"the function was traced with {len(traced)} arrays ({', '.join(traced)}), "
             f"of which a batch gives one: hold them together, as (({names}), ...) "
-            f"instead of ({names}, ...)"
+            f"instead of ({names}, ...), or as ((({names}),), ...) where they are one "
+            "argument"
         )
