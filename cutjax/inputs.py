@@ -117,6 +117,39 @@ def equal_inputs(
     return list(relaxed([*equal.values()]))
 
 
+def in_parts(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Some batches as they are; of a single one parts, so that some can judge a fit.
+
+    Example:
+        >>> parts = in_parts([(np.arange(11),)])
+        >>> [part.tolist() for (part,) in parts]
+        [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    """
+    n = rows(found[0])
+    if len(found) > 1 or n < 2:
+        return found
+    number = min(range(2, 9), key=lambda k: (n < k, n % k, abs(k - 4)))
+    each = n // number
+
+    def part(start: int) -> tuple[Any, ...]:
+        stop = start + each
+        return jax.tree.map(lambda a: a[start:stop] if np.ndim(a) else a, found[0])
+
+    return [part(i * each) for i in range(number)]
+
+
+def held_out(number: int) -> set[int]:
+    """Which of some batches judge a fit to the others: data may be sorted.
+
+    Every fourth; of two or three the last one.
+
+    Example:
+        >>> held_out(9), held_out(3), held_out(1)
+        ({3, 7}, {2}, set())
+    """
+    return set(range(3, number, 4)) or {number - 1} - {0}
+
+
 def _check_alike(found: Mapping[int, tuple[Any, ...]]) -> None:
     """Raise if batches of one size differ in anything else."""
     whole = {i: dict(jax.tree.leaves_with_path(x)) for i, x in found.items()}

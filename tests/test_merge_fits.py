@@ -153,3 +153,27 @@ def test_repair_leaves_channels_as_they_are_that_vary_by_rounding_only():
     found = cj.merge.repair(nets, {}, data, progress=False).params["params"]["shared"]
     plain = cj.merge.average(nets, {}, ones).params["params"]["shared"]
     np.testing.assert_array_equal(found["a"], plain["a"])
+
+
+@pytest.mark.parametrize("fit", [cj.merge.least_squares, cj.merge.mtz])
+def test_of_one_batch_some_examples_choose_the_damping(fit):
+    networks, x = mlps(3, 4), normal(7, 8, 5)
+    whole = fit(networks, SPLIT, [x], progress=False)
+    parts = fit(networks, SPLIT, np.split(np.asarray(x), 4), progress=False)
+    pairs = zip(*map(jax.tree.leaves, (whole.params, parts.params)), strict=True)
+    assert all(jnp.array_equal(a, b) for a, b in pairs)
+    usual = fit(networks, SPLIT, [x], damping=1e-3, progress=False)
+    pairs = zip(*map(jax.tree.leaves, (whole.params, usual.params)), strict=True)
+    assert not all(jnp.allclose(a, b) for a, b in pairs)
+
+
+def test_every_network_has_its_share_in_choosing_a_damping():
+    """In whatever order they are named, and however few batches there are."""
+    networks = mlps(3, 4)
+    turned = dict(reversed(networks.items()))
+    data = [normal(i, 6, 5) for i in range(2)]
+    one = cj.merge.mtz(networks, {}, data, progress=False)
+    other = cj.merge.mtz(turned, {}, data, progress=False)
+    pairs = (m.params["params"]["shared"] for m in (one, other))
+    for a, b in zip(*map(jax.tree.leaves, pairs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

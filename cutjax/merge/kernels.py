@@ -10,6 +10,7 @@ import numpy as np
 
 from cutjax._compat import Literal
 from cutjax.errors import DataError, listed, warn
+from cutjax.inputs import held_out
 from cutjax.merge.network import Networks
 from cutjax.recover import normal
 from cutjax.recover.follow import bias_of, reach_of
@@ -108,12 +109,12 @@ def fitted(
     prior: np.ndarray,
     intercept: bool,
 ) -> normal.Solution:
-    """Least squares on the moments of some batches; every fourth one judges."""
-    parts = [m for each in networks for m in each]
-    if damping is None and len(parts) > 3:
+    """Least squares on the moments of some batches; some of each network's judge."""
+    apart = [(m, i in held_out(len(ms))) for ms in networks for i, m in enumerate(ms)]
+    if damping is None and any(held for _, held in apart):
         fit, aside = (
-            normal.merged([m for i, m in enumerate(parts) if (i % 4 == 3) == held])
-            for held in (False, True)
+            normal.merged([m for m, held in apart if held == judges])
+            for judges in (False, True)
         )
         damping = normal.chosen(
             lambda d: normal.error(
@@ -122,7 +123,7 @@ def fitted(
                 intercept=intercept,
             )
         )
-    whole = normal.merged(parts)
+    whole = normal.merged([m for m, _ in apart])
     return normal.solve(whole, prior, damping or 1e-3, intercept=intercept)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.errors import KeepError
-from cutjax.inputs import equal_inputs
+from cutjax.inputs import equal_inputs, in_parts
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
 from cutjax.merge.join import Parts, joint, start
@@ -82,7 +82,8 @@ def least_squares(
             are left out), from the data of all networks; labels are not looked at.
         merged: where to start, of this sharing; else `average`.
         damping: lambda, as a share of the mean square of the features; None chooses it
-            per reader by every fourth batch.
+            per reader by every fourth batch, of two or three by the last one, of one
+            by some of its examples.
         rows: per feature, rows that suffice; of more, evenly spread ones are taken,
             but for what costs little: narrow readers see most of what there is.
         progress: show a progress bar.
@@ -201,7 +202,7 @@ def _refitted(
     warn_of_complex(networks)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
-    inputs = equal_inputs(batches, graph.inputs, empty="no data to merge by")
+    inputs = in_parts(equal_inputs(batches, graph.inputs, empty="no data to merge by"))
     both = joint(networks, sharing, inputs[0])
     check_serving(both)
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}

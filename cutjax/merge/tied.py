@@ -52,7 +52,7 @@ def tied(
             each network's own kernels as well; else what the networks read when they
             were apart (MTZ).
         damping: lambda, as a share of the mean square of the features; None chooses it
-            per reader by every fourth batch.
+            per reader, see `least_squares`.
         rows: per feature, rows that suffice; of more, evenly spread ones are taken.
         progress: show a progress bar.
 

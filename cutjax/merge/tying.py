@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.given import check_by_name
-from cutjax.inputs import equal_inputs
+from cutjax.inputs import equal_inputs, in_parts
 from cutjax.merge import eager
 from cutjax.merge.average import kernel_of, precise
 from cutjax.merge.crossed import channels_of
@@ -117,7 +117,7 @@ def tie(
 
 def _side(net: Network, name: str, batches: Batches) -> Side:
     found, empty = batches.get(name, ()), f"no data of {name!r}"
-    given = equal_inputs(found, net.graph.inputs, empty=empty)
+    given = in_parts(equal_inputs(found, net.graph.inputs, empty=empty))
     prog, leaves = program(net.apply, net.graph, {}, given[0]), net.leaves
     flat = [[jnp.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in given]
     first, now = ([start(prog, leaves, x) for x in flat] for _ in range(2))
@@ -148,7 +148,7 @@ def _fit(
     sides: Mapping[str, Side], index: int, solve: Solve, lockstep: bool, rows: int
 ) -> None:
     """One kernel for these networks, and for each the bias that goes with it."""
-    found: list[Moments] = []
+    found: list[list[Moments]] = []
     wholes, biases = {}, {}
     prog = next(iter(sides.values())).prog
     reader, path = prog.reader(index), kernel_of(prog, index)
@@ -162,9 +162,9 @@ def _fit(
         bias = bias_at(side.prog, index, kernel, side.leaves)
         if bias is not None:
             biases[name], wholes[name] = bias, normal.merged(its)
-        found += [_share(m, its, wholes.get(name)) for m in its]
+        found.append([_share(m, its, wholes.get(name)) for m in its])
     prior = np.asarray(kernel_blocks(reader, np.asarray(kernel, np.float64), groups))
-    blocks = solve([found], prior, False).kernel
+    blocks = solve(found, prior, False).kernel
     new = kernel_from(reader, blocks, np.asarray(kernel), groups)
     for name, side in sides.items():
         leaf = side.leaves[path]

@@ -13,7 +13,7 @@ from cutjax._jit import jit
 from cutjax.errors import DataError, warn
 from cutjax.given import as_traced, check_known
 from cutjax.graph import Graph
-from cutjax.inputs import equal_inputs
+from cutjax.inputs import equal_inputs, held_out
 from cutjax.members import pruned
 from cutjax.mirror import named_leaves
 from cutjax.placed import automatic, divided, is_spread, relaxed
@@ -304,8 +304,7 @@ def _stream(
     after, found = [], [Found() for _ in halt.stops]
     kernels: list[Pair] = []
     number = len(alive)
-    # Every fourth is held out, as data may be sorted; of two or three the last one.
-    held = set(range(3, number, 4)) or {number - 1} - {0}
+    held = held_out(number)
     rng = np.random.default_rng(0)
     while alive:
         at = len(after)
