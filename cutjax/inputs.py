@@ -1,6 +1,6 @@
 """What of a batch a function is given."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,17 +117,26 @@ def equal_inputs(
     return list(relaxed([*equal.values()]))
 
 
-def in_parts(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Some batches as they are; of a single one parts, so that some can judge a fit.
+def in_parts(
+    found: list[tuple[Any, ...]], take: Callable[[tuple[Any, ...]], Any]
+) -> tuple[Any, list[tuple[Any, ...]]]:
+    """Of a single batch parts, so that some can judge a fit to the others.
+
+    Args:
+        found: batches; if there are several, they stay as they are.
+        take: called with the first; a function that takes no part of a batch gets all.
+
+    Returns:
+        What `take` made of the first, and the batches.
 
     Example:
-        >>> parts = in_parts([(np.arange(11),)])
+        >>> first, parts = in_parts([(np.arange(11),)], lambda x: x[0])
         >>> [part.tolist() for (part,) in parts]
         [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     """
     n = rows(found[0])
     if len(found) > 1 or n < 2:
-        return found
+        return take(found[0]), found
     number = min(range(2, 9), key=lambda k: (n < k, n % k, abs(k - 4)))
     each = n // number
 
@@ -135,7 +144,11 @@ def in_parts(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         stop = start + each
         return jax.tree.map(lambda a: a[start:stop] if np.ndim(a) else a, found[0])
 
-    return [part(i * each) for i in range(number)]
+    parts = [part(i * each) for i in range(number)]
+    try:
+        return take(parts[0]), parts
+    except (TypeError, ValueError):
+        return take(found[0]), found
 
 
 def held_out(number: int) -> set[int]:

@@ -167,6 +167,20 @@ def test_of_one_batch_some_examples_choose_the_damping(fit):
     assert not all(jnp.allclose(a, b) for a, b in pairs)
 
 
+def test_a_function_of_whole_batches_is_fitted_to_the_whole_of_one():
+    """Its size is written into the function."""
+
+    def apply(params, x):
+        return mlp(params, x.reshape(8, 5))
+
+    networks = {
+        name: Network(apply, net.params, cj.trace(apply, net.params, X[:8]))
+        for name, net in mlps(3, 4).items()
+    }
+    merged = cj.merge.least_squares(networks, SPLIT, [X[:8]], progress=False)
+    assert merged.apply(merged.params, X[:8])["a"].shape == (8, 3)
+
+
 def test_every_network_has_its_share_in_choosing_a_damping():
     """In whatever order they are named, and however few batches there are."""
     networks = mlps(3, 4)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cutjax.dims import kept, leaves
-from cutjax.errors import KeepError
+from cutjax.errors import KeepError, listed, warn
 from cutjax.graph import Graph
+from cutjax.merge.behind import held_behind
 from cutjax.merge.join import Joint, Parts
 from cutjax.merge.network import Network, Networks
 from cutjax.merge.slots import Slots, beside, summed
@@ -51,11 +52,37 @@ def averaged(networks: Networks, job: Joint) -> Parts:
         cut = {p: narrowed(held[p], net.graph.axes[p], job.keeps[name]) for p in paths}
         own[name] = {p: leaf for p, leaf in cut.items() if leaf.size}
         mixed = [i for i in wanted if job.ways[name].get(i) == MIXING]
+        moved = [i for i in mixed if prog.kernel(i) in prog.origins]
         reads[name] = {
             path: _reading(net, slots[name], path, roles[path], job, name)
-            for path in dict.fromkeys(kernel_of(prog, i) for i in mixed)
+            for path in dict.fromkeys(kernel_of(prog, i) for i in moved)
         }
+        for index in set(mixed) - set(moved):
+            _add(reads[name], held_behind(job, net, name, index))
+    _warn_of_alike(own, reads)
     return Parts(shared, own, reads)
+
+
+def _add(reads: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Take up parameters that a kernel is computed from."""
+    for path, leaf in more.items():
+        if path in reads and not np.array_equal(reads[path], leaf):
+            raise KeepError(
+                f"{path!r} is used in several ways, and what reads shared channels is "
+                "not the same in all: give each use a parameter of its own"
+            )
+    reads.update(more)
+
+
+def _warn_of_alike(own: Mapping[str, Any], reads: Mapping[str, Any]) -> None:
+    """Say of which networks nothing is left: what they answer is what others answer."""
+    alike = [name for name in own if not own[name] and not reads[name]]
+    if len(alike) > 1:
+        warn(
+            f"merge: {listed(alike)} keep no parameter of their own, so that all of "
+            "them answer alike: what answers reads shared channels without a kernel; "
+            "share fewer groups"
+        )
 
 
 def used(prog: Program, indices: Sequence[int]) -> list[str]:

@@ -10,15 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from cutjax._compat import bind, scope_of
+from cutjax.merge.behind import keeps_of
 from cutjax.merge.crossed import channels_of
 from cutjax.merge.join import Joint, Parts, start, step
 from cutjax.merge.sums import alone, is_scale, layout, mine, summands, summed_axes
 from cutjax.merge.ways import ALONE, AT_ANY_WIDTH, SUMMED, TAKEN
 from cutjax.readers import channel_axes
-from cutjax.recover.program import Program, needs, read
+from cutjax.recover.program import SAME, Program, behind, needs, read
 from cutjax.resize import Evaluator, Reader, kept_of
 from cutjax.shrink import take
-from cutjax.unify import leaf_vars
 
 
 def evaluate(
@@ -135,10 +135,9 @@ def operands(
     reader, at = prog.reader(index), prog.frame.sites[index].at
     data, kernel = reader.eqn.invars[at], reader.eqn.invars[1 - at]
     both = job.shared.frame.jaxpr.eqns[index].invars[at]
-    path = prog.paths[prog.origins[kernel]]
     axes = [channel_axes(reader, operand) for operand in (at, 1 - at)]
     given = facing(job, name, data, shared[both], axes[0])
-    sides = [(given, moved(job, name, index, reads[path]))]
+    sides = [(given, moved(job, name, index, reads))]
     if 0 not in env[data].shape and 0 not in env[kernel].shape:
         sides.append((env[data], read(env, kernel)))
     if len(sides) == 1:
@@ -161,22 +160,34 @@ def _held(
     return next(found)
 
 
-def moved(job: Joint, name: str, index: int, leaf: Any) -> Any:
-    """The kernel from shared channels to a network's own, as the function moves it."""
+def moved(
+    job: Joint, name: str, index: int, reads: Mapping[str, Any], *, cast: bool = True
+) -> Any:
+    """The kernel from shared channels to a network's own, as the function makes it.
+
+    Args:
+        job: the merged architecture.
+        name: the network.
+        index: the reader's equation.
+        reads: what its kernels are made of, by path.
+        cast: whether into the type that the function computes in.
+    """
     prog = job.own[name]
-    reader, kernel = prog.reader(index), prog.kernel(index)
-    env = {prog.frame.jaxpr.invars[prog.origins[kernel]]: leaf}
-    dims = reader.site.inner
-    inner = {prog.evaluator.k.name(v) or "" for d in dims for v in leaf_vars(d)}
-    keep = {n: mask for n, mask in job.keeps[name].items() if n not in inner}
-    keep |= {n: mask for n, mask in job.common.items() if n in inner}
+    frame, kernel = prog.frame, prog.kernel(index)
+    keep, _ = keeps_of(job, name, index)
     evaluator = Evaluator(kept_of(prog.groups, keep))
+    numbers = behind(prog, kernel)
+    env = {frame.jaxpr.invars[n]: reads[prog.paths[n]] for n in numbers}
+    for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
+        env[var] = evaluator.cut_const(const, frame.values[var])
     for at in needs(prog, [kernel], known=env):
-        eqn = prog.frame.jaxpr.eqns[at]
+        eqn = frame.jaxpr.eqns[at]
         args = [read(env, atom) for atom in eqn.invars]
-        if eqn.primitive in AT_ANY_WIDTH:
+        if eqn.primitive in SAME and not cast:
+            outs = args
+        elif eqn.primitive in AT_ANY_WIDTH:
             outs = bind(eqn, args, eqn.params)
         else:
-            outs = evaluator.step(prog.frame, at, eqn, args)
+            outs = evaluator.step(frame, at, eqn, args)
         env.update(zip(eqn.outvars, outs, strict=True))
     return env[kernel]

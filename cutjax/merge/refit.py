@@ -202,8 +202,8 @@ def _refitted(
     warn_of_complex(networks)
     graph = next(iter(networks.values())).graph
     check(graph, tuple(networks), sharing)
-    inputs = in_parts(equal_inputs(batches, graph.inputs, empty="no data to merge by"))
-    both = joint(networks, sharing, inputs[0])
+    given = equal_inputs(batches, graph.inputs, empty="no data to merge by")
+    both, inputs = in_parts(given, lambda x: joint(networks, sharing, x))
     check_serving(both)
     full = {name: at_width(prog, {}) for name, prog in both.own.items()}
     wanted = {name: set(both.wanted(name)) for name in both.own}
@@ -365,7 +365,8 @@ def _written_own(
     if mixing:
         leaf = reads[path]
         index_of = np.arange(leaf.size).reshape(leaf.shape)
-        where = np.asarray(moved(job.joint, name, index, index_of))
+        where = moved(job.joint, name, index, {path: index_of}, cast=False)
+        where = np.asarray(where)
         axes = channel_axes(reader, 1 - reader.site.at)
         axis = next((a for a in axes if where.shape[a] != new.shape[a]), axes[0])
         n = where.shape[axis]

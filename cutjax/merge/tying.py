@@ -117,8 +117,8 @@ def tie(
 
 def _side(net: Network, name: str, batches: Batches) -> Side:
     found, empty = batches.get(name, ()), f"no data of {name!r}"
-    given = in_parts(equal_inputs(found, net.graph.inputs, empty=empty))
-    prog, leaves = program(net.apply, net.graph, {}, given[0]), net.leaves
+    whole, leaves = equal_inputs(found, net.graph.inputs, empty=empty), net.leaves
+    prog, given = in_parts(whole, lambda x: program(net.apply, net.graph, {}, x))
     flat = [[jnp.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in given]
     first, now = ([start(prog, leaves, x) for x in flat] for _ in range(2))
     return Side(prog, leaves, first, now, eager.last_uses(prog))

@@ -8,7 +8,7 @@ from cutjax._compat import primitive
 from cutjax.merge.crossed import Torn, across, channels_of
 from cutjax.merge.sums import is_sum
 from cutjax.readers import channel_axes, is_conv
-from cutjax.recover.program import SAME, Program, needs
+from cutjax.recover.program import SAME, Program, behind, needs
 from cutjax.recover.rows import is_matrix
 from cutjax.resize import Evaluator, Reader, kept_of
 from cutjax.unify import Var
@@ -84,6 +84,10 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
         if not set(found) & set(names) or _moves(own, index):
             return MIXING
         why = "the kernel reads and makes it"
+    elif reader is not None and _computed_kernel(own, reader):
+        if not split and not set(found) & set(names):
+            return MIXING
+        why = "the kernel is computed from parameters"
     if none:
         return TAKEN
     raise Torn([*split, *whole], why, eqn)
@@ -92,6 +96,14 @@ def way_of(shared: Program, own: Program, index: int, free: Collection[str]) -> 
 def _plain_kernel(prog: Program, reader: Reader) -> bool:
     """Whether the kernel is a parameter as it stands, of one group."""
     if reader.eqn.invars[1 - reader.site.at] not in prog.origins:
+        return False
+    return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
+
+
+def _computed_kernel(prog: Program, reader: Reader) -> bool:
+    """Whether the kernel is made of parameters, of one group, not just moved."""
+    kernel = reader.eqn.invars[1 - reader.site.at]
+    if not is_matrix(reader) or kernel in prog.origins or not behind(prog, kernel):
         return False
     return not is_conv(reader) or reader.eqn.params["feature_group_count"] == 1
 
