@@ -11,6 +11,7 @@ import jax.extend.core.primitives as primitives
 import jax.numpy as jnp
 import jaxlib
 from jax._src import source_info_util as _source
+from jax._src.core import trace_state_clean as trace_state_clean
 from jax.extend.core import Literal as Literal
 
 # Primitives without a public name, by the module that holds them.

@@ -5,13 +5,14 @@ convolutions before it into a single slow loop: gradients of the small residual 
 of scripts/recovery took 1.8 and 2.6 times as long (jax 0.10.2, two AVX2 cores).
 """
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from cutjax._compat import QUICK, SELDOM
+from cutjax._compat import QUICK, SELDOM, trace_state_clean
 
 _YNN = "xla_cpu_experimental_ynn_fusion_type"
 
@@ -31,11 +32,31 @@ def jit(
         **options: of `jax.jit`.
 
     Returns:
-        What `jax.jit` returns.
+        What `jax.jit` returns; within another transformation, which has options of its
+        own, it is called without these.
     """
     if jax.default_backend() != "cpu":
         return jax.jit(fn, **options)
     chosen = {_YNN: "", **(QUICK if quick else SELDOM if seldom else {})}
     said = os.environ.get("XLA_FLAGS", "")
     left = {name: value for name, value in chosen.items() if name not in said}
-    return jax.jit(fn, compiler_options=left, **options)
+    if not left:
+        return jax.jit(fn, **options)
+    alone = jax.jit(fn, compiler_options=left, **options)
+    return _Jitted(alone, jax.jit(fn, **options))
+
+
+class _Jitted:
+    """A jitted function, and the same without compiler options, which JAX refuses
+    within another `jax.jit`."""
+
+    def __init__(self, alone: Any, within: Any) -> None:
+        functools.update_wrapper(self, alone)
+        self._alone, self._within = alone, within
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = self._alone if trace_state_clean() else self._within
+        return run(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._alone, name)

@@ -8,11 +8,12 @@ unmerging by its transpose of zeros and ones.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cutjax.dims import kept, leaves
-from cutjax.errors import KeepError, listed, warn
+from cutjax.errors import KeepError, MismatchError, listed, warn
 from cutjax.graph import Graph
 from cutjax.merge.behind import held_behind
 from cutjax.merge.join import Joint, Parts
@@ -60,7 +61,19 @@ def averaged(networks: Networks, job: Joint) -> Parts:
         for index in set(mixed) - set(moved):
             _add(reads[name], held_behind(job, net, name, index))
     _warn_of_alike(own, reads)
-    return Parts(shared, own, reads)
+    return Parts({**shared, **_unread(networks, [shared, *own.values()])}, own, reads)
+
+
+def _unread(networks: Networks, held: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Random keys and counters that no answer depends on: training may read them."""
+    first = next(iter(networks.values()))
+    return {
+        path: leaf
+        for path, leaf in first.leaves.items()
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and not any(path in leaves for leaves in held)
+        and not leaf.shape
+    }
 
 
 def _add(reads: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -198,12 +211,14 @@ def mean_of(
         read: the axes along which it is read: those are added up, not averaged.
         job: the merged architecture.
     """
-    total, weight = 0.0, 0.0
     first = next(iter(networks.values()))
+    if jnp.issubdtype(first.leaves[path].dtype, jax.dtypes.extended):
+        return first.leaves[path]  # Random keys.
+    if not jnp.issubdtype(first.leaves[path].dtype, jnp.inexact):
+        return _same_of(networks, slots, path, job)
+    total, weight = 0.0, 0.0
     for name, net in networks.items():
         axes, leaf = net.graph.axes[path], net.leaves[path]
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return narrowed(first.leaves[path], first.graph.axes[path], job.common)
         values, ones = precise(leaf), np.ones(leaf.shape, np.float32)
         along, made = range(leaf.ndim), [a for a in range(leaf.ndim) if a not in read]
         total = total + summed(values, axes, slots[name], along)
@@ -211,6 +226,39 @@ def mean_of(
     mean = total / np.maximum(weight, 1)
     cut = narrowed(mean, first.graph.axes[path], job.common)
     return jnp.asarray(cut, first.leaves[path].dtype)
+
+
+def _same_of(
+    networks: Networks, slots: Mapping[str, Slots], path: str, job: Joint
+) -> Any:
+    """What networks have in common of whole numbers or truths: no means are taken.
+
+    Raises:
+        KeepError: several channels of a network go into one.
+        MismatchError: they differ.
+    """
+    first = next(iter(networks.values()))
+    leaf = first.leaves[path]
+    no_means = f"{path!r} holds {leaf.dtype}, of which no means are taken"
+    value, known = np.zeros(leaf.shape, leaf.dtype), np.zeros(leaf.shape, bool)
+    for name, net in networks.items():
+        given = np.asarray(net.leaves[path]), np.ones(leaf.shape, np.int32)
+        along = net.graph.axes[path], slots[name], range(leaf.ndim)
+        here, count = (summed(array, *along) for array in given)
+        if (count > 1).any():
+            raise KeepError(
+                f"{no_means}, and several channels of {name!r} go into one: share "
+                "them one to one"
+            )
+        if (known & (count > 0) & (here != value)).any():
+            raise MismatchError(
+                f"{no_means}, and that of {name!r} differs where channels are shared; "
+                "make it floating, or do not share what depends on it, see "
+                "`cutjax.merge.until`"
+            )
+        value, known = np.where(count > 0, here, value), known | (count > 0)
+    cut = narrowed(value, first.graph.axes[path], job.common)
+    return jnp.asarray(cut, leaf.dtype)
 
 
 def precise(leaf: Any) -> np.ndarray:
