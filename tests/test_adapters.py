@@ -217,6 +217,10 @@ def test_only_what_is_open_is_trained_group_by_group():
     )
     everything = opened(second, graph, None)
     assert not everything["closed"] and trained(everything) > trained(second)
+    # As the docstring says, also where nothing is closed.
+    out, state = frozen(adapted, ("closed",))(everything, x)
+    np.testing.assert_array_equal(out, adapted(everything, x))
+    assert not state
 
 
 def test_what_does_not_fit_is_named():

@@ -15,7 +15,8 @@ import pytest
 
 import cutjax as cj
 from cutjax import checkpoint
-from cutjax.cli import bundle, main
+from cutjax.cli import bundle, main, options, union
+from cutjax.cli.merge import Merge
 from cutjax.cli.parent import from_parent
 from cutjax.errors import CheckpointError
 from cutjax.merge import Network
@@ -291,6 +292,7 @@ WRONG = {
     "as-is aligned": ("one={left} two={again} --share as-is --align weights", "as-is,"),
     "permute by none": ("one={left} two={again} --align none", "--share as-is"),
     "no data": ("one={left} two={again} --calibration 1", "an example per network"),
+    "seed": ("one={left} two={again} --seed -1", "--seed -1: give a whole number"),
     "damping": ("one={left} two={again} --damping -1", "a number above 0"),
     "layers": ("one={left} two={again} --layers 3", "a number from 1 to 2"),
     "a group": ("one={left} two={again} --layers on:1", "nearest: 'in:1'"),
@@ -314,6 +316,40 @@ def test_wrong_input_is_one_paragraph_and_leaves_nothing(
     assert said.startswith("cutjax: ") and hint in said
     assert "Traceback" not in said and "\n\n" not in said.strip()
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != "__pycache__"] == before
+
+
+def test_a_file_is_not_overwritten_by_a_folder(source, capsys):
+    Path("out").write_text("mine")
+    assert merge("one={left} two={again} --out out --overwrite", source) == 2
+    assert "out is a file" in capsys.readouterr().err
+    assert Path("out").read_text() == "mine"
+
+
+def test_a_merged_network_is_not_merged_again(source, capsys):
+    assert merge("one={left} two={again} --out out", source) == 0
+    assert merge("one={left} two=out --out more", source) == 2
+    assert "two=out: that is a merged network" in capsys.readouterr().err
+
+
+def calibration(names: list[str], number: int) -> list[Any]:
+    args = Merge(tuple(f"{name}={name}" for name in names), calibration=number)
+    jobs = {name: from_source(f"cutjax_nets:{name}") for name in names}
+    return union.calibration(jobs, options.checked(args))
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("number", [2, 3, 5, 64, 100])
+def test_few_examples_are_divided_so_that_some_can_judge(number):
+    found = calibration(["left", "again"], number)
+    total = 2 * -(-number // 2)
+    assert len(found) == min(4, total) and len({x.shape for x in found}) == 1
+    assert sum(map(len, found)) > total - 4
+
+
+@pytest.mark.usefixtures("source")
+def test_a_network_with_less_data_than_asked_for_is_named():
+    with pytest.warns(UserWarning, match="100 examples of each.*'left' has 64"):
+        calibration(["left", "again"], 200)
 
 
 def test_a_write_that_fails_leaves_nothing(source, tmp_path, monkeypatch):

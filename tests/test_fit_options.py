@@ -12,6 +12,7 @@ from fit_compiles import compiled
 
 from cutjax.data import Split
 from cutjax.fit import fit, last_state
+from cutjax.training.parts import heeding
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 1, 1, 3)).astype(np.float32)
@@ -376,3 +377,18 @@ def test_metrics_may_be_called_like_what_a_record_holds(tmp_path):
         for line, record in zip(lines, info.history, strict=True):
             assert line["kind"] == "epoch" and line["step"] == 12 * record["epoch"]
         assert info.history[2]["loss"] == plain.history[2]["loss"]
+
+
+def test_an_optimizer_that_takes_no_extras_is_told_none():
+    """SAM says that it takes them, and does not (optax 0.2)."""
+    tx = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), opaque_mode=False)
+    told = heeding(tx)
+    params = {"w": jnp.ones(3)}
+    state = tx.init(params)
+    want, _ = tx.update(params, state, params)
+    got, _ = told.update(params, state, params, value=1.0, grad=params)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    heard = heeding(optax.contrib.reduce_on_plateau())
+    with pytest.raises(TypeError, match="value"):  # it is asked for, not left out
+        heard.update(params, heard.init(params), params, grad=params)
+    _ = heard.update(params, heard.init(params), params, value=1.0, grad=params)

@@ -296,5 +296,13 @@ def test_tasks_may_have_statistics_of_their_own():
     masked = apart.apply(cj.mask(apart.params, graph, keep), X)["two"]
     assert small["params"]["shared"]["a"].shape == (6, 6)
     np.testing.assert_allclose(small_apply(small, X)["two"], masked, rtol=1e-4)
+    left = cj.merge.own_statistics(merged, {"one": states["one"], "two": {}})
+    same = merged.apply(merged.params, X)["two"]
+    np.testing.assert_allclose(left.apply(left.params, X)["two"], same, rtol=1e-5)
+    some = cj.merge.own_statistics(merged, {"one": states["one"]})
+    with pytest.raises(cj.CutjaxError, match="no statistics of 'two'; give every"):
+        some.apply(some.params, X)
+    with pytest.raises(cj.CutjaxError, match="no states; pass"):
+        cj.merge.own_statistics(merged, {})
     with pytest.raises(cj.CutjaxError, match=r"hold 'stats'.*batch_stats"):
         cj.merge.own_statistics(merged, {"one": {"stats": {}}})

@@ -703,3 +703,11 @@ def test_nan_names_criterion_group_and_task():
     bad = {**MLP, "smile": MLP["smile"] * np.inf}
     with pytest.raises(DataError, match="l1: 6 of 6 scores of group 'w1:1'"):
         cj.l1(None, bad, graph)
+
+
+def test_a_criterion_of_a_function_without_its_graph_is_an_error(conv_graph):
+    for given in ((conv_net,), (conv_net, CONV), (CONV, conv_graph)):
+        with pytest.raises(
+            DataError, match="taylor: no graph given; pass"
+        ):
+            cj.taylor(*given)

@@ -483,7 +483,7 @@ def test_nan_and_densities_are_refused():
     given = changes()
     bad = {**given, "m": with_leaf(given["m"], "bias", jnp.full(8, jnp.nan))}
     for call in (lambda: ties_vector(bad), lambda: cabs_masks(bad, 1, 4)):
-        with pytest.raises(DataError, match="'m' holds NaN at 'net/bias'"):
+        with pytest.raises(DataError, match="'m' is NaN or infinite at 'net/bias'"):
             _ = call()
     with pytest.raises(BudgetError, match=r"density=20"):
         _ = ties_vector(given, 20.0)

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cutjax.errors import CheckpointError, CutjaxError
+from cutjax.errors import CheckpointError, CutjaxError, DataError
 
 # Into a file or a pipe rich writes 80 columns, in which the wide tables are unreadable.
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -52,12 +52,24 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """Checks, before minutes of work, that results may go to a folder.
 
     Raises:
-        CheckpointError: something is there.
+        CheckpointError: something is there, or what is there is no folder.
     """
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file; give another --out, for a folder")
     if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(
             f"{out} exists; give another --out, or --overwrite to replace it"
         )
+
+
+def check_seed(seed: int) -> None:
+    """Checks the number that all that is random is drawn from.
+
+    Raises:
+        DataError: it is below 0.
+    """
+    if seed < 0:
+        raise DataError(f"--seed {seed}: give a whole number, 0 or more")
 
 
 @contextmanager

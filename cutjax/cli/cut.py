@@ -9,6 +9,7 @@ import tyro
 from cutjax.cli.common import (
     accuracies,
     check_free,
+    check_seed,
     console,
     cost_record,
     whole,
@@ -122,6 +123,7 @@ class Cut:
 def run(args: Cut) -> None:
     """Cuts, writes, prints."""
     check_free(args.out, overwrite=args.overwrite)
+    check_seed(args.seed)
     from cutjax import checkpoint
     from cutjax.cli import recipe
     from cutjax.cli.parent import load_job

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cutjax.cli.common import check_seed
 from cutjax.cli.parent import from_parent
 from cutjax.errors import DataError
 from cutjax.recover.normal import check_damping
@@ -52,6 +53,7 @@ def checked(args: Any) -> Settings:
         raise DataError(
             f"--calibration {args.calibration} needs an example per network or more"
         )
+    check_seed(args.seed)
     check_damping(args.damping, "--damping")
     return Settings(
         models=models,
@@ -101,6 +103,12 @@ def job_of(name: str, model: str) -> Job:
         DataError: neither a folder nor a function.
         SourceError: the function cannot be found, or answers something else.
     """
+    if (Path(model) / "merge.json").exists():
+        raise DataError(
+            f"{name}={model}: that is a merged network; merge all of the networks that "
+            "went into it at once, or give a package.module:function that returns it "
+            "as a `cutjax.source.Job`"
+        )
     if Path(model).is_dir():
         return from_parent(Path(model))
     if ":" not in model:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutjax.cli.common import accuracies, console
+from cutjax.cli.common import accuracies, check_seed, console
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Train:
 
 def run(args: Train) -> None:
     """Trains, tests, writes, prints."""
+    check_seed(args.seed)
     from cutjax.cli.parent import train_parent
 
     record = train_parent(

@@ -10,14 +10,14 @@ from jaxtyping import Float
 
 import cutjax.merge as merging
 from cutjax.cli.options import Settings
-from cutjax.errors import KeepError, MismatchError, suggest
+from cutjax.errors import KeepError, MismatchError, suggest, warn
 from cutjax.graph import Graph
 from cutjax.merge import Merged, Network, Sharing
 from cutjax.merge.network import check_alike, check_answers
 from cutjax.recover import recalibrate
 from cutjax.source import Job, SourceError, graph_of
 
-BATCH = 128
+BATCH, LEAST = 128, 4
 
 
 class Made(NamedTuple):
@@ -104,15 +104,25 @@ def _check_statistics(jobs: Mapping[str, Job], s: Settings) -> None:
 def calibration(
     jobs: Mapping[str, Job], s: Settings
 ) -> list[Float[np.ndarray, "b h w c"]]:
-    """Equal batches of examples of all networks alike, mixed, drawn by the seed."""
+    """Equal batches of examples of all networks alike, mixed, drawn by the seed.
+
+    So many that some can judge a fit to the others, where there are enough examples.
+    """
     rng = np.random.default_rng(s.seed)
-    each, parts = -(-s.calibration // len(jobs)), []
-    for job in jobs.values():
-        x = job.dataset.calibration.x
-        parts.append(x[rng.permutation(len(x))[:each]])
+    each = -(-s.calibration // len(jobs))
+    given = {name: job.dataset.calibration.x for name, job in jobs.items()}
+    few = {name: len(x) for name, x in given.items() if len(x) < each}
+    if few:
+        said = ", ".join(f"{name!r} has {number}" for name, number in few.items())
+        warn(
+            f"--calibration {s.calibration} is {each} examples of each network, but "
+            f"{said}: the others count more"
+        )
+    parts = [x[rng.permutation(len(x))[:each]] for x in given.values()]
     x = rng.permutation(np.concatenate(parts))
-    size = min(BATCH, len(x))
-    return [x[i : i + size] for i in range(0, len(x) - size + 1, size)]
+    number = max(-(-len(x) // BATCH), min(LEAST, len(x)))
+    size = len(x) // number
+    return [x[i * size : (i + 1) * size] for i in range(number)]
 
 
 def sharing_of(
@@ -149,7 +159,7 @@ def _shared(graph: Graph, layers: str) -> list[str]:
         if not 1 <= int(layers) <= len(free):
             raise KeepError(f"--layers {layers}: a number from 1 to {len(free)}")
         return free[: int(layers)]
-    return [_group(graph, layers, word) for word in layers.split(",")]
+    return [_group(graph, layers, word) for word in map(str.strip, layers.split(","))]
 
 
 def _group(graph: Graph, layers: str, word: str) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from cutjax.errors import DataError, KeepError, MismatchError, suggest
 from cutjax.given import check_by_name, said, several
 from cutjax.graph import Graph
@@ -145,7 +147,7 @@ def align_all(
             function; see `align`.
     """
     check_by_name(networks, "networks", "{name: params, ...}")
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, int | np.integer) or seed < 0:
         raise KeepError(f"seed={seed}: give a whole number, 0 or more")
     names = list(networks)
     first = reference if reference is not None else names[0]

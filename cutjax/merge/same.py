@@ -46,14 +46,24 @@ def same_program(a: Program, b: Program, names: tuple[str, str]) -> None:
         if x.primitive is not y.primitive:
             raise MismatchError(
                 f"networks {names[0]!r} and {names[1]!r} do not compute alike: {outs}"
-                f"`{x.primitive}` at {user_line(x.source_info)} against "
-                f"`{y.primitive}` at {user_line(y.source_info)}"
+                f"{_types(a, b, names)}`{x.primitive}` at {user_line(x.source_info)} "
+                f"against `{y.primitive}` at {user_line(y.source_info)}"
             )
     if len(one) != len(other):
         raise MismatchError(
             f"networks {names[0]!r} and {names[1]!r} do not compute alike: {outs}"
             f"{len(one)} operations against {len(other)}"
         )
+
+
+def _types(a: Program, b: Program, names: tuple[str, str]) -> str:
+    """The first parameter that is of another type in both."""
+    variables = zip(a.paths, a.frame.jaxpr.invars, b.frame.jaxpr.invars, strict=False)
+    for path, *pair in variables:
+        one, other = (var.aval.dtype for var in pair)
+        if one != other:
+            return f"{path!r} is {one} in {names[0]!r} and {other} in {names[1]!r}; "
+    return ""
 
 
 def same_numbers(

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cutjax.errors import KeepError, suggest
+from cutjax.errors import KeepError, listed, suggest
+from cutjax.given import check_by_name
 from cutjax.merge.merged import Merged
 
 TASKS = "tasks"
@@ -25,7 +26,10 @@ def own_statistics(merged: Merged, states: Mapping[str, Mapping[str, Any]]) -> M
         The function and its parameters, with the states under `tasks`.
 
     Raises:
-        KeepError: a task or a collection that the network does not have.
+        KeepError: a collection that the network does not have; and at the first call
+            a task that it does not have, or one of its tasks without a state (`{}`
+            leaves a task the statistics of `merged`).
+        MismatchError: states that are not by task.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,6 +41,7 @@ def own_statistics(merged: Merged, states: Mapping[str, Mapping[str, Any]]) -> M
         >>> {k: float(v) for k, v in apart.apply(apart.params, 3.0).items()}
         {'a': 6.0, 'b': 1.0}
     """
+    check_by_name(states, "states", "{task: {collection: values}, ...}")
     for task, state in states.items():
         for name in state:
             if name not in merged.params:
@@ -51,6 +56,11 @@ def own_statistics(merged: Merged, states: Mapping[str, Mapping[str, Any]]) -> M
             outputs = merged.apply({**common, **state}, *inputs)
             if task not in outputs:
                 raise KeepError(f"no task {task!r}; {suggest(task, outputs)}")
+            if missing := [name for name in outputs if name not in params[TASKS]]:
+                raise KeepError(
+                    f"no statistics of {listed(missing)}; give every task its own, or "
+                    "{} to leave it those of the merged network"
+                )
             found[task] = outputs[task]
         return found
 

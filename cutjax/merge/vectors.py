@@ -108,13 +108,13 @@ def magnitude(name: str, path: str, leaf: Any) -> Float[Array | np.ndarray, "...
     """Of the entries of one leaf of a vector; on the host, if they are known.
 
     Raises:
-        DataError: NaN; names vector and leaf.
+        DataError: NaN or infinite; names vector and leaf.
     """
     if isinstance(leaf, Tracer):
         return jnp.abs(leaf)
     out = np.asarray(np.abs(leaf))
-    if np.isnan(out).any():
-        raise DataError(f"the vector of {name!r} holds NaN at {path!r}")
+    if not np.isfinite(out).all():
+        raise DataError(f"the vector of {name!r} is NaN or infinite at {path!r}")
     return out
 
 
@@ -190,10 +190,20 @@ def _scales(scale: Scale, names: Mapping[str, Any]) -> Mapping[str, Any]:
                 f"scale is {said(scale)}; pass one number for all, or "
                 f"{{{next(iter(names))!r}: ..., ...}}"
             )
+        _check_number(scale)
         return dict.fromkeys(names, scale)
     if set(scale) != set(names):
         raise MismatchError(
             f"scale names {list(scale)}, the vectors are {list(names)}; one for each, "
             "or one number for all"
         )
+    for value in scale.values():
+        _check_number(value)
     return scale
+
+
+def _check_number(scale: Any) -> None:
+    if isinstance(scale, Tracer):
+        return
+    if np.ndim(scale) or np.asarray(scale).dtype.kind not in "fiu":
+        raise MismatchError(f"scale={scale!r}: give a number for each vector, or one")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from cutjax.held import top_level
-from cutjax.training.parts import updated, without
+from cutjax.training.parts import heeding, updated, without
 
 
 def beside(
@@ -37,7 +37,7 @@ def beside(
         >>> {name: float(v) for name, v in change.items()}
         {'w': -0.5, 'more': -1.0}
     """
-    told = optax.with_extra_args_support(optimizer)
+    told = heeding(optimizer)
     own = partial(without, names=names)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:

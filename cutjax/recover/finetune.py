@@ -77,6 +77,7 @@ def _statistics_of(params: Any, state: Sequence[str] | str | None) -> dict[str, 
     paths = named_leaves(params)
     for name in () if state is None else several(state):
         parts = {piece for path in paths for piece in path.split("/")}
+        parts |= {*top_level(params)} if isinstance(params, Mapping) else set()
         if name not in parts:
             raise MismatchError(f"no state {name!r}; {suggest(name, parts)}")
     if not isinstance(params, Mapping):

@@ -33,7 +33,8 @@ def check_damping(damping: float | None, name: str = "damping") -> None:
     Raises:
         DataError: it is not a number above 0.
     """
-    if damping is not None and not 0 < damping < np.inf:
+    number = isinstance(damping, float | int | np.number)
+    if damping is not None and not (number and 0 < damping < np.inf):
         raise DataError(
             f"{name}={damping}: give a number above 0, or none to have it chosen"
         )

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from cutjax.errors import DataError
 from cutjax.graph import Graph
 from cutjax.saliency.criterion import Criterion
 from cutjax.saliency.gather import score
@@ -34,7 +35,13 @@ class Family:
         **options: Any,
     ) -> Any:
         """A `Criterion` of these options, or scores at once; see the class."""
-        criterion = self.make(**options)
+        criterion, given = self.make(**options), (apply, params, losses, batches)
+        if graph is None and any(value is not None for value in given):
+            raise DataError(
+                f"{self.name}: no graph given; pass the function, its parameters and "
+                f"their graph, {self.name}(apply, params, graph, losses, batches) "
+                "(None for what the criterion does not need), or options alone, by name"
+            )
         if graph is None:
             return criterion
         found = score(

@@ -97,6 +97,8 @@ def check(options: Options, data: Split, needed: dict[str, Any]) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"fit: {name} is {value}, expected 1 or more")
+    if options.seed < 0:
+        raise ValueError(f"fit: seed is {options.seed}, expected 0 or more")
     _check_sizes(options, n)
     _check_numbers(options)
     for name, other in (

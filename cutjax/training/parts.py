@@ -1,10 +1,12 @@
 """The parts of parameters: what is trained, what is state, in which type to compute."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import keystr
 from jaxtyping import Array
 
@@ -94,6 +96,30 @@ def _in(path: tuple[Any, ...], names: Collection[str]) -> bool:
 def without(params: Any, names: Collection[str]) -> Any:
     """Parameters without these top-level entries, in a container of the same type."""
     return type(params)({k: v for k, v in top_level(params).items() if k not in names})
+
+
+def heeding(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser that may be told more than gradients: it hears what it takes.
+
+    Example:
+        >>> tx = heeding(optax.sgd(1.0))
+        >>> change, _ = tx.update(2.0, tx.init(0.0), value=3.0)
+        >>> float(change)
+        -2.0
+    """
+    told = optax.with_extra_args_support(optimizer)
+    takes = inspect.signature(told.update).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in takes):
+        return told
+    names = {p.name for p in takes}
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        some = {name: value for name, value in extra.items() if name in names}
+        return told.update(grads, state, params, **some)
+
+    return optax.GradientTransformationExtraArgs(told.init, update)
 
 
 def wide(leaf: Any) -> Array:

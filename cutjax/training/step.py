@@ -13,7 +13,15 @@ from cutjax._jit import jit
 from cutjax.data.examples import inputs_in, rows as rows_of
 from cutjax.errors import MismatchError
 from cutjax.training.mesh import Layout
-from cutjax.training.parts import TrainApply, divide, join, of_type, updated, wide
+from cutjax.training.parts import (
+    TrainApply,
+    divide,
+    heeding,
+    join,
+    of_type,
+    updated,
+    wide,
+)
 
 Loss = Callable[[Any, dict[str, Array]], tuple[Array, dict[str, Array]]]
 Augment = Callable[[Any, Any], Any]
@@ -215,7 +223,7 @@ def _descend(
 
     `extra`: what optimisers that look at the loss are told besides the gradient.
     """
-    told = optax.with_extra_args_support(optimizer)
+    told = heeding(optimizer)
     if accumulate == 1:
         extra = {**extra, "grad": slope}
         change, opt_state = told.update(slope, moving.opt_state, free, **extra)
