@@ -707,7 +707,5 @@ def test_nan_names_criterion_group_and_task():
 
 def test_a_criterion_of_a_function_without_its_graph_is_an_error(conv_graph):
     for given in ((conv_net,), (conv_net, CONV), (CONV, conv_graph)):
-        with pytest.raises(
-            DataError, match="taylor: no graph given; pass"
-        ):
+        with pytest.raises(DataError, match="taylor: no graph given; pass"):
             cj.taylor(*given)

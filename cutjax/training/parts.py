@@ -115,9 +115,9 @@ def heeding(
         return told
     names = {p.name for p in takes}
 
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         some = {name: value for name, value in extra.items() if name in names}
-        return told.update(grads, state, params, **some)
+        return told.update(updates, state, params, **some)
 
     return optax.GradientTransformationExtraArgs(told.init, update)
 
