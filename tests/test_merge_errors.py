@@ -120,6 +120,22 @@ CALLS: dict[str, tuple[type[CutjaxError], str, Callable[[], Any]]] = {
         *(KeepError, "sharing is a list of 1; pass {group: {network: slots}}"),
         lambda: merge.average(NETS, [G], X),  # type: ignore[arg-type]
     ),
+    "merged, parameters alone": (
+        *(KeepError, "merged is {'own': {'one': {'a': float32[4, 6]"),
+        lambda: least_squares([X], merged=merged().params["params"]),
+    ),
+    "a damping in words": (
+        *(DataError, "damping=auto: give a number above 0"),
+        lambda: least_squares([X], damping="auto"),
+    ),
+    "a share in words": (
+        *(KeepError, "shared=half is no share of 0 ... 1"),
+        lambda: pam(SCORES, [X], shared="half"),
+    ),
+    "scales in words": (
+        *(MismatchError, "scale='1': give a number for each vector, or one"),
+        lambda: merge.arithmetic(P["one"], VECTORS, "1"),  # type: ignore[arg-type]
+    ),
     # Functions and inputs.
     "a function is missing": (
         *(KeepError, "no function of 'two' in apply; known: 'one'"),
@@ -284,6 +300,31 @@ def test_a_head_more_is_named():
     said = r"'t' answers cls, reg; 'one' answers output\n.*cj.select"
     with pytest.raises(MismatchError, match=said):
         merge.average(nets, {}, X)
+
+
+def test_networks_of_other_types_say_so():
+    def cast(p: Any, x: Any) -> Any:
+        return apply(p, x.astype(p["a"].dtype))
+
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), P["two"])
+    given = {"one": P["one"], "two": half}
+    nets = {n: merge.Network(cast, p, cj.trace(cast, p, X)) for n, p in given.items()}
+    with pytest.raises(MismatchError, match="'a' is float32 in 'one' and bfloat16 in"):
+        merge.average(nets, {}, X)
+
+
+def test_answers_of_one_name_are_not_lost():
+    def several(names: Any, p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["a"])
+        return {name: h @ p["b"] for name in names}
+
+    nets = {}
+    for name, tasks in {"a": ("b/c", "d"), "a/b": ("c", "d")}.items():
+        fn = functools.partial(several, tasks)
+        nets[name] = merge.Network(fn, P["one"], cj.trace(fn, P["one"], X))
+    both = merge.average(nets, {}, X)
+    with pytest.raises(MismatchError, match="two networks answer 'a/b/c'"):
+        both.apply(both.params, X)
 
 
 @pytest.fixture(autouse=True)

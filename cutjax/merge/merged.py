@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from cutjax.errors import MismatchError
 from cutjax.given import as_traced
 from cutjax.merge.average import averaged
 from cutjax.merge.join import Joint, Parts, check_shared, joint, needed
@@ -110,7 +111,8 @@ def merged_apply(networks: Networks, sharing: Sharing) -> Callable[..., dict[str
         with _evaluating(parts, networks):
             _, outs = evaluate(job, parts, leaves)
         for name, structure in structures.items():
-            found |= answers(name, jax.tree.unflatten(structure, outs[name]))
+            more = answers(name, jax.tree.unflatten(structure, outs[name]))
+            found = together(found, more)
         return found
 
     return apply
@@ -163,7 +165,7 @@ def train_apply(
             shared, outs = evaluate(job, parts, leaves)
         found: dict[str, Any] = {}
         for name, net in networks.items():
-            found |= answers(name, restored(net, inputs, outs[name])[0])
+            found = together(found, answers(name, restored(net, inputs, outs[name])[0]))
             for i, path in updated.items():
                 if path in parts.own[name]:
                     parts.own[name][path] = outs[name][i]  # type: ignore[index]
@@ -205,6 +207,20 @@ def answers(name: str, out: Any) -> dict[str, Any]:
     if len(out) == 1:
         return {name: next(iter(out.values()))}
     return {f"{name}/{task}": value for task, value in out.items()}
+
+
+def together(found: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """The answers of several networks.
+
+    Raises:
+        MismatchError: two of them would have one name.
+    """
+    if both := found.keys() & more.keys():
+        raise MismatchError(
+            f"two networks answer {min(both)!r}: a task of several is called "
+            "network/task; give the networks other names"
+        )
+    return found | more
 
 
 def packed(parts: Parts) -> dict[str, Any]:

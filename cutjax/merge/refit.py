@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cutjax.errors import KeepError
+from cutjax.given import said
 from cutjax.inputs import equal_inputs, in_parts
 from cutjax.merge import eager
 from cutjax.merge.average import averaged, kernel_of
@@ -209,7 +210,9 @@ def _refitted(
     wanted = {name: set(both.wanted(name)) for name in both.own}
     job = Job(both, full, wanted, rows, way)
     parts = averaged(networks, both)
-    if merged:
+    if merged is not None and not isinstance(merged, Merged):
+        raise KeepError(f"merged is {said(merged)}; pass what `average` returned")
+    if merged is not None:
         parts = _checked(unpacked(merged.params, networks), parts)
     held = [_begin(job, parts, networks, x) for x in inputs]
     steps = range(len(both.shared.frame.jaxpr.eqns))

@@ -31,7 +31,10 @@ def recalibrate(
     *,
     progress: bool = True,
 ) -> Any:
-    """Running means and variances as if all batches had been one, in constant memory.
+    """Running means and variances of what each layer sees, in constant memory.
+
+    As if all batches had been one; but what is behind another BatchNorm is as training
+    makes it, normalised batch by batch, so that batches should not be tiny.
 
     A batch statistic is read off updates from several starts: a running average moves
     by `new = m * old + (1 - m) * batch`, whatever its momentum m. Statistics named
