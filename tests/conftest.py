@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -16,12 +15,6 @@ if "--benchmark-enable" not in sys.argv:  # compiling takes longer than running 
         FLAGS.append("--xla_cpu_parallel_codegen_split_count=1")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Workers, notebooks and processes of their own compile no program twice.
-    _programs = tempfile.TemporaryDirectory(prefix="cutjax-programs-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 MANY = {"dims", "resize"}
 """No parameters go through these, but very many calls."""

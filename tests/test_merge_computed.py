@@ -121,6 +121,26 @@ def test_what_a_computed_kernel_reads_is_shared_one_to_one():
         cj.merge.average(networks, sharing, X[:1])
 
 
+def test_a_computed_kernel_that_reads_inputs_too_is_refused_where_it_shares():
+    def apply(w, x):
+        both = jnp.concatenate([jnp.tanh(x @ w["trunk"]), x], 1)
+        return both @ (w["k"] / jnp.linalg.norm(w["k"], axis=0))
+
+    rng, networks = np.random.default_rng(0), {}
+    for name in ("one", "other"):
+        head = jnp.asarray(rng.normal(size=(10, 2)), jnp.float32)
+        params = {"trunk": parameters(0)["trunk"], "k": head}
+        networks[name] = Network(apply, params, cj.trace(apply, params, X[:1]))
+    with pytest.raises(KeepError, match="'k', so 'trunk:1', which it reads beside"):
+        cj.merge.average(networks, {}, X[:1])
+    graph = networks["one"].graph
+    apart = cj.merge.until(graph, [*networks], {}, [])
+    merged = cj.merge.average(networks, apart, X[:1])
+    for name, net in networks.items():
+        got = merged.apply(merged.params, X)[name]
+        np.testing.assert_allclose(got, apply(net.params, X), rtol=1e-5, atol=1e-6)
+
+
 def test_networks_that_would_answer_alike_are_named():
     def apply(w, x):
         return -((jnp.tanh(x @ w["trunk"])[:, None] - w["b"].T[None]) ** 2).sum(-1)

@@ -58,7 +58,7 @@ def averaged(networks: Networks, job: Joint) -> Parts:
             path: _reading(net, slots[name], path, roles[path], job, name)
             for path in dict.fromkeys(kernel_of(prog, i) for i in moved)
         }
-        for index in set(mixed) - set(moved):
+        for index in (i for i in mixed if i not in moved):
             _add(reads[name], held_behind(job, net, name, index))
     _warn_of_alike(own, reads)
     return Parts({**shared, **_unread(networks, [shared, *own.values()])}, own, reads)

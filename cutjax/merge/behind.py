@@ -4,13 +4,13 @@ Heads with weight normalisation, masks, adapters or fake quantisation: a network
 kernel is computed of its own parameters, whole along what it reads of the shared side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from cutjax.dims import kept, leaves
+from cutjax.dims import Axis, kept, leaves
 from cutjax.errors import KeepError
 from cutjax.merge.crossed import channels_of
 from cutjax.merge.join import Joint
@@ -59,7 +59,7 @@ def held_behind(job: Joint, net: Network, name: str, index: int) -> dict[str, An
     for path in paths_behind(prog, index):
         axes, leaf = net.graph.axes[path], np.asarray(net.leaves[path])
         along = [i for i, a in enumerate(axes) if read & {x.name for x in leaves(a)}]
-        _check(job, name, path, read, any(beside(axes[i], read).any() for i in along))
+        _check(job, name, path, read, [axes[i] for i in along])
         leaf = summed(leaf, axes, slots, along)
         for i, axis in enumerate(axes):
             leaf = np.take(leaf, np.flatnonzero(kept(axis, keep)), i)
@@ -67,12 +67,20 @@ def held_behind(job: Joint, net: Network, name: str, index: int) -> dict[str, An
     return found
 
 
-def _check(job: Joint, name: str, path: str, read: set[str], beside: bool) -> None:
+def _check(
+    job: Joint, name: str, path: str, read: set[str], axes: Sequence[Axis]
+) -> None:
+    said = f"a kernel is computed from {path!r}, so "
+    if any(beside(axis, read).any() for axis in axes):
+        raise KeepError(
+            f"{said}{min(read)!r}, which it reads beside what is of no group, cannot "
+            "be shared: keep it apart, see `cutjax.merge.until`"
+        )
     for group in read & {*job.slots[name]}:
         to, common = job.slots[name][group], np.flatnonzero(job.common[group])
-        if beside or not np.array_equal(np.sort(to[to >= 0]), common):
+        if not np.array_equal(np.sort(to[to >= 0]), common):
             raise KeepError(
-                f"a kernel is computed from {path!r}, so {group!r}, which it reads, "
-                f"can only be shared one to one and whole, and network {name!r} does "
-                "not: share all of it by a permutation, or keep it apart"
+                f"{said}{group!r}, which it reads, can only be shared one to one and "
+                f"whole, and network {name!r} does not: share all of it by a "
+                "permutation, or keep it apart"
             )
