@@ -584,6 +584,7 @@ for name in names:
 """
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_on_one_two_and_eight_devices():
     here = str(Path(__file__).parent)
     done = subprocess.run(

@@ -570,6 +570,7 @@ print(max(np.abs(a - b).max() for other in runs[1:] for a, b in zip(runs[0], oth
 """
 
 
+@pytest.mark.slow
 def test_moments_are_the_same_on_one_and_four_devices():
     here = str(Path(__file__).parent)
     done = subprocess.run(
