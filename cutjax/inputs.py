@@ -82,7 +82,12 @@ def examples(**parts: Any) -> int:
 
 def first(inputs: Any, n: int) -> Any:
     """The first examples of a batch; what has no axis as it is."""
-    return jax.tree.map(lambda a: a[:n] if np.ndim(a) else a, inputs)
+    return between(inputs, 0, n)
+
+
+def between(inputs: Any, start: int, stop: int) -> Any:
+    """Some examples of a batch, end to end; what has no axis as it is."""
+    return jax.tree.map(lambda a: a[start:stop] if np.ndim(a) else a, inputs)
 
 
 def rows(inputs: Any) -> int:
@@ -139,12 +144,7 @@ def in_parts(
         return take(found[0]), found
     number = min(range(2, 9), key=lambda k: (n < k, n % k, abs(k - 4)))
     each = n // number
-
-    def part(start: int) -> tuple[Any, ...]:
-        stop = start + each
-        return jax.tree.map(lambda a: a[start:stop] if np.ndim(a) else a, found[0])
-
-    parts = [part(i * each) for i in range(number)]
+    parts = [between(found[0], i * each, (i + 1) * each) for i in range(number)]
     try:
         return take(parts[0]), parts
     except (TypeError, ValueError):

@@ -56,7 +56,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; give another --out, for a folder")
-    if not overwrite and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not overwrite and out.exists() and any(out.iterdir()):
         raise CheckpointError(
             f"{out} exists; give another --out, or --overwrite to replace it"
         )

@@ -49,8 +49,7 @@ def solved(
                 )
             out[group] = _alpha(levels[group], number, count, f"{what} of {group!r}")
         return out
-    number = isinstance(wanted, float | int | np.number)
-    if not number or not 0 <= wanted <= 1:
+    if not (isinstance(wanted, float | int | np.number) and 0 <= wanted <= 1):
         raise KeepError(f"{what}={wanted} is no share of 0 ... 1; numbers go by group")
     whole = np.concatenate(list(levels.values()), 1)
     number = int(np.ceil(wanted * whole.shape[1] - 1e-9))

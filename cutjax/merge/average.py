@@ -18,7 +18,7 @@ from cutjax.graph import Graph
 from cutjax.merge.behind import held_behind
 from cutjax.merge.join import Joint, Parts
 from cutjax.merge.network import Network, Networks
-from cutjax.merge.slots import Slots, beside, summed
+from cutjax.merge.slots import Slots, beside, one_to_one, summed
 from cutjax.merge.ways import MIXING, at_width
 from cutjax.readers import channel_axes
 from cutjax.recover.program import Program, positions, terminals
@@ -152,10 +152,9 @@ def one_axis(graph: Graph, path: str) -> bool:
 
 def _one_to_one(job: Joint, group: str, whole: bool) -> bool:
     """Whether each shared channel is one channel of every network that shares."""
-    common = np.flatnonzero(job.common[group])
     found = [job.slots[name][group] for name in job.members]
     return all(
-        np.array_equal(np.sort(to[to >= 0]), common) and not (whole and (to < 0).any())
+        one_to_one(to, job.common[group]) and not (whole and (to < 0).any())
         for to in found
     )
 

@@ -16,7 +16,7 @@ from cutjax.merge.crossed import channels_of
 from cutjax.merge.join import Joint
 from cutjax.merge.network import Network
 from cutjax.merge.sharing import DROPPED
-from cutjax.merge.slots import beside, summed
+from cutjax.merge.slots import beside, one_to_one, summed
 from cutjax.recover.program import Program, behind
 
 Keep = Mapping[str, np.ndarray]
@@ -77,8 +77,7 @@ def _check(
             "be shared: keep it apart, see `cutjax.merge.until`"
         )
     for group in read & {*job.slots[name]}:
-        to, common = job.slots[name][group], np.flatnonzero(job.common[group])
-        if not np.array_equal(np.sort(to[to >= 0]), common):
+        if not one_to_one(job.slots[name][group], job.common[group]):
             raise KeepError(
                 f"{said}{group!r}, which it reads, can only be shared one to one and "
                 f"whole, and network {name!r} does not: share all of it by a "

@@ -110,12 +110,13 @@ def fitted(
     intercept: bool,
 ) -> normal.Solution:
     """Least squares on the moments of some batches; some of each network's judge."""
-    apart = [(m, i in held_out(len(ms))) for ms in networks for i, m in enumerate(ms)]
-    if damping is None and any(held for _, held in apart):
-        fit, aside = (
-            normal.merged([m for m, held in apart if held == judges])
-            for judges in (False, True)
-        )
+    fitting, judging = list[Moments](), list[Moments]()
+    for parts in networks:
+        held = held_out(len(parts))
+        for i, m in enumerate(parts):
+            (judging if i in held else fitting).append(m)
+    if damping is None and judging:
+        fit, aside = normal.merged(fitting), normal.merged(judging)
         damping = normal.chosen(
             lambda d: normal.error(
                 aside,
@@ -123,7 +124,7 @@ def fitted(
                 intercept=intercept,
             )
         )
-    whole = normal.merged([m for m, _ in apart])
+    whole = normal.merged(m for parts in networks for m in parts)
     return normal.solve(whole, prior, damping or 1e-3, intercept=intercept)
 
 

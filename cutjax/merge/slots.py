@@ -46,6 +46,16 @@ def shares(graph: Graph, slots: Slots) -> bool:
     return any(g.name not in slots or (slots[g.name] >= 0).any() for g in graph.free)
 
 
+def one_to_one(to: Int[np.ndarray, "_"], common: Bool[np.ndarray, "_"]) -> bool:
+    """Whether each shared channel is one channel of a network.
+
+    Args:
+        to: where the network's channels go.
+        common: which channels are shared ones.
+    """
+    return np.array_equal(np.sort(to[to >= 0]), np.flatnonzero(common))
+
+
 def beside(axis: Axis, free: Collection[str]) -> Bool[np.ndarray, "_"]:
     """The positions of an axis that are of none of some groups."""
     found = (leaf for leaf in leaves(axis) if leaf.name in free)
