@@ -77,6 +77,23 @@ def test_nothing_is_traced_much_before_its_turn():
     found.close()
 
 
+def test_what_is_spent_may_be_written_over_and_nothing_else():
+    """Only where a result has its size: else there is nothing to gain."""
+    steps = [lambda a, b, c: (a + c.sum(), b * a)] * 3
+    sizes, seen = (3, 3, 5), list[tuple]()
+    args, want = (tuple(map(jnp.ones, sizes)) for _ in range(2))
+    found = ahead(
+        *(steps, args, lambda number, args, made: (*made, args[2])),
+        spent=lambda number, args: (number > 0, False, True),
+    )
+    for step, plain in zip(found, steps, strict=True):
+        seen.append(args)
+        args, want = (*step(*args), args[2]), (*plain(*want), want[2])
+    jax.tree.map(np.testing.assert_array_equal, args, want)
+    gone = [tuple(value.is_deleted() for value in values) for values in seen]
+    assert gone == [(False,) * 3, (True, False, False), (True, False, False)]
+
+
 def test_what_fails_while_tracing_says_so():
     def broken(x):
         raise ValueError("no such layer")

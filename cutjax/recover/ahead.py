@@ -1,8 +1,9 @@
 """The steps of a walk, each compiled while those before it run; equal ones once."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ def ahead(
     first: tuple[Any, ...],
     following: Callable[[int, tuple[Any, ...], Any], tuple[Any, ...]],
     *,
+    spent: Callable[[int, tuple[Any, ...]], Any] | None = None,
     quick: bool = False,
 ) -> Iterator[Callable[..., Any]]:
     """Yield each step compiled, a few of the next ones compiling in the background.
@@ -35,6 +37,8 @@ def ahead(
         first: arguments of the first one, or their shapes.
         following: from a step's number, its arguments and the shapes of its results to
             the arguments of the next one, or their shapes.
+        spent: from a step's number and its arguments to what of them nobody needs after
+            it, as a tree of truths: the step may write its results there.
         quick: see `cutjax._jit.jit`.
 
     Yields:
@@ -46,7 +50,8 @@ def ahead(
     try:
         args = first
         for number, step in enumerate(steps):
-            traced = _traced(step, args)
+            gone = None if spent is None else spent(number, args)
+            traced = _traced(step, args, jax.tree.leaves(gone))
             lowered = traced.lowered(quick)
             key = text = lowered.as_text()
             if any(word in text for word in UNTOLD):
@@ -67,34 +72,52 @@ class _Step(NamedTuple):
     """A step as a flat program of what it needs alone: its constants, some arguments.
 
     So what differs between two of them by constants only, or by what they leave alone,
-    is one program.
+    is one program. `used`: which arguments it reads, first those that are left to the
+    caller, then those that it may write over.
     """
 
     jaxpr: Any
     consts: list[Any]
-    used: list[int]
+    used: tuple[list[int], list[int]]
     shapes: Any
 
     def lowered(self, quick: bool) -> Any:
         """For XLA, with placeholders for what is left alone."""
         number = len(self.jaxpr.invars)
 
-        def run(consts: list[Any], some: list[Any]) -> list[Any]:
-            found = dict(zip(self.used, some, strict=True))
+        def run(consts: list[Any], left: list[Any], spent: list[Any]) -> list[Any]:
+            found = dict(zip(chain(*self.used), chain(left, spent), strict=True))
             args = [found.get(index) for index in range(number)]
             return jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))(*args)
 
-        given = [self.jaxpr.invars[index].aval for index in self.used]
-        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in given]
-        return jit(run, quick=quick, seldom=True).lower(self.consts, shapes)
+        shapes = [
+            [_size(self.jaxpr.invars[index]) for index in part] for part in self.used
+        ]
+        made = jit(run, quick=quick, seldom=True, donate_argnums=2)
+        return made.lower(self.consts, *shapes)
 
 
-def _traced(step: Callable[..., Any], args: tuple[Any, ...]) -> _Step:
+def _size(var: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
+
+
+def _traced(
+    step: Callable[..., Any], args: tuple[Any, ...], spent: Sequence[bool]
+) -> _Step:
     closed, shapes = jax.make_jaxpr(step, return_shape=True)(*args)
-    atoms = [a for eqn in closed.eqns for a in eqn.invars] + closed.jaxpr.outvars
+    jaxpr = closed.jaxpr
+    atoms = [a for eqn in closed.eqns for a in eqn.invars] + jaxpr.outvars
     needed = {a for a in atoms if not isinstance(a, Literal)}
-    used = [i for i, var in enumerate(closed.jaxpr.invars) if var in needed]
-    return _Step(closed.jaxpr, closed.consts, used, shapes)
+    # Where no result is of their size there is nothing to write: XLA would warn.
+    room = Counter(map(_size, jaxpr.outvars))
+    left, over = list[int](), list[int]()
+    for index, var in enumerate(jaxpr.invars):
+        if var not in needed:
+            continue
+        may = bool(spent) and spent[index] and room[_size(var)] > 0
+        room[_size(var)] -= may
+        (over if may else left).append(index)
+    return _Step(jaxpr, closed.consts, (left, over), shapes)
 
 
 def _ready(step: _Step, compiled: Future[Any]) -> Callable[..., Any]:
@@ -102,7 +125,7 @@ def _ready(step: _Step, compiled: Future[Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         leaves = jax.tree.leaves(args)
-        made = run(step.consts, [leaves[index] for index in step.used])
-        return jax.tree.unflatten(tree, made)
+        parts = ([leaves[index] for index in part] for part in step.used)
+        return jax.tree.unflatten(tree, run(step.consts, *parts))
 
     return call

@@ -196,7 +196,15 @@ def _steps(
     def following(number: int, args: tuple[Any, ...], shapes: Any) -> tuple[Any, ...]:
         return pair, {**passes[number](args[1]), **shapes[0]}, ZERO
 
-    return ahead(steps, (pair, alive, ZERO), following, quick=_small(job))
+    def spent(number: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        # Not the inputs, which are the caller's, and not what is judged in the end.
+        kept = {*alive, *passes[number](args[1])}
+        over = {n: n not in kept and number < len(halts) for n in args[1]}
+        pairs = {n: jax.tree.map(lambda _, o=over[n]: o, p) for n, p in args[1].items()}
+        return jax.tree.map(lambda _: False, pair), pairs, False
+
+    first = pair, alive, ZERO
+    return ahead(steps, first, following, spent=spent, quick=_small(job))
 
 
 def _small(job: Job) -> bool:
